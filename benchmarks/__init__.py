@@ -1,0 +1,1 @@
+"""Every workload against every other way PyTorch offers, side by side in one process."""

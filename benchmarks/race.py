@@ -1,0 +1,218 @@
+"""One race: torchjac and every peer of a workload, verified first, then timed in turn.
+
+Turns are short bursts, round after round and never in the same order, so that whatever drifts on
+the machine hits all alike. Only ratios out of one race mean anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .peers import PEERS, ours
+from .workloads import Func, Problem, Workload
+
+OURS = "torchjac"
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Args:
+        rounds: How often each entrant has its turn.
+        budget: Seconds of turns that one entrant may use up; a slower one has fewer turns.
+        least: Turns that even a slow one gets.
+        burst: Seconds that a turn lasts at least: quick calls are repeated within it.
+    """
+
+    rounds: int
+    budget: float
+    least: int
+    burst: float
+
+
+FULL = Effort(rounds=31, budget=3.0, least=3, burst=0.01)
+QUICK = Effort(rounds=9, budget=0.5, least=1, burst=0.005)
+
+
+@dataclass
+class Outcome:
+    """What one race found: a row of the table."""
+
+    workload: Workload
+    inputs: int
+    outputs: int
+    mode: str = "?"
+    seconds: dict[str, float] = field(default_factory=dict)
+    raised: dict[str, str] = field(default_factory=dict)
+    differs: dict[str, str] = field(default_factory=dict)
+    detached: set[str] = field(default_factory=set)
+    warned: list[str] = field(default_factory=list)
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """Time of torchjac over the time of each peer that gave the right answer."""
+        if OURS not in self.seconds:
+            return {}
+        mine = self.seconds[OURS]
+        return {name: mine / theirs for name, theirs in self.seconds.items() if name != OURS}
+
+    @property
+    def best_peer(self) -> str | None:
+        return max(self.ratios, key=self.ratios.__getitem__, default=None)
+
+
+@dataclass
+class Entrant:
+    """Somebody in the race; ``cold`` is how many seconds the very first call took."""
+
+    name: str
+    run: Callable[[], Tensor]
+    cold: float
+    repeat: int = 1
+    turns: int = 1
+    seconds: list[float] = field(default_factory=list)
+
+    def warm_up(self, effort: Effort) -> None:
+        """Run until warm, and settle the length and number of turns by the time it took.
+
+        A first call beyond the budget was warm for the most part, and is not repeated.
+        """
+        calls, elapsed = (1, self.cold) if self.cold > effort.budget else (0, 0.0)
+        start = time.perf_counter()
+        while calls < 20 and elapsed < effort.budget / 10:
+            self.run()
+            calls, elapsed = calls + 1, time.perf_counter() - start
+        call = elapsed / calls
+        self.repeat = max(1, round(effort.burst / call))
+        affordable = int(effort.budget / (call * self.repeat))
+        self.turns = min(effort.rounds, max(effort.least, affordable))
+
+    def take_turn(self) -> None:
+        start = time.perf_counter()
+        for _ in range(self.repeat):
+            self.run()
+        self.seconds.append((time.perf_counter() - start) / self.repeat)
+
+
+def race(workload: Workload, effort: Effort) -> Outcome:
+    """Build the workload, verify everybody, time everybody."""
+    torch.manual_seed(0)
+    problem = workload.build()
+    with torch.set_grad_enabled(workload.grad_mode):
+        outcome = Outcome(workload, *sizes(workload, problem))
+        entrants = verified_entrants(outcome, problem)
+        if entrants:
+            outcome.mode = observed_mode(workload, problem)
+            take_turns(entrants, effort)
+    outcome.seconds = {entrant.name: statistics.median(entrant.seconds) for entrant in entrants}
+    return outcome
+
+
+def sizes(workload: Workload, problem: Problem) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs, those of one sample where there is a batch."""
+    func, args = problem
+    with torch.no_grad():
+        batch = args[0].shape[0] if workload.kind == "batched" else 1
+        return args[0].numel() // batch, func(*args).numel() // batch
+
+
+def verified_entrants(outcome: Outcome, problem: Problem) -> list[Entrant]:
+    """Return those that answer as torchjac does; note in ``outcome`` why the others do not."""
+    func, args = problem
+    derivative = ours(outcome.workload)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        start = time.perf_counter()
+        try:
+            expected = derivative(func, *args)
+        except Exception as error:
+            outcome.raised[OURS] = one_line(error)
+            return []
+    cold = time.perf_counter() - start
+    outcome.warned = [one_line(warning.message) for warning in caught]
+
+    entrants = [Entrant(OURS, functools.partial(derivative, func, *args), cold)]
+    for peer in (peer for peer in PEERS if peer.kind == outcome.workload.kind):
+        start = time.perf_counter()
+        try:
+            actual = peer.call(func, *args)
+        except Exception as error:
+            outcome.raised[peer.name] = one_line(error)
+            continue
+        cold = time.perf_counter() - start
+        if difference := disagreement(actual, expected):
+            outcome.differs[peer.name] = difference
+            continue
+        if expected.requires_grad and not actual.requires_grad:
+            outcome.detached.add(peer.name)
+        entrants.append(Entrant(peer.name, functools.partial(peer.call, func, *args), cold))
+    return entrants
+
+
+def disagreement(actual: Tensor, expected: Tensor) -> str | None:
+    """Return how two Jacobians differ beyond rounding, or None where they do not."""
+    if actual.shape != expected.shape:
+        return f"shape {tuple(actual.shape)} where torchjac has {tuple(expected.shape)}"
+    with torch.no_grad():
+        scale = expected.abs().max().item()
+        worst = (actual - expected).abs().max().item()
+    if worst <= TOLERANCE[expected.dtype] * max(scale, 1e-30):
+        return None
+    return f"off by {worst:.1e} where the largest entry is {scale:.1e}"
+
+
+def take_turns(entrants: list[Entrant], effort: Effort) -> None:
+    """Time everybody round by round, whoever has fewer turns evenly spread over the rounds."""
+    for entrant in entrants:
+        entrant.warm_up(effort)
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(effort.rounds):
+            first = turn % len(entrants)
+            for entrant in entrants[first:] + entrants[:first]:
+                if turn * entrant.turns % effort.rounds < entrant.turns:
+                    entrant.take_turn()
+    finally:
+        gc.enable()
+
+
+def observed_mode(workload: Workload, problem: Problem) -> str:
+    """Return the mode torchjac chose, as seen from within the function it differentiates.
+
+    Forward mode is when a dual level is open while the function runs. The second call is looked at:
+    the first one on a new signature may try out more than it uses.
+    """
+    func, args = problem
+    seen: list[bool] = []
+
+    def spy(*args: Tensor) -> Tensor:
+        seen.append(forward_ad._current_level >= 0)
+        return func(*args)
+
+    derivative: Callable[..., Tensor] = ours(workload)
+    watched: Func = spy
+    derivative(watched, *args)
+    seen.clear()
+    derivative(watched, *args)
+    if not seen:
+        return "?"
+    return "forward" if any(seen) else "reverse"
+
+
+def one_line(message: object) -> str:
+    """Return the start of a message, short enough for a bullet point."""
+    text = " ".join(str(message).split()) or type(message).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,121 @@
+"""What a run leaves behind: the tables in Markdown."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+import torchjac
+
+from .peers import PEERS
+from .race import OURS, Outcome
+from .workloads import Kind
+
+TITLES: dict[Kind, str] = {"jac": "Jacobians", "hessian": "Hessians", "batched": "Batches"}
+
+INTRODUCTION = """\
+Ratios are the time of torchjac over the time of the peer, medians of one interleaved run: below 1
+torchjac is the faster one. Times belong to the machine and mean nothing by themselves."""
+
+DETACHED = """\
+† The peer's result carries no graph to the parameters, where torchjac's (like `jacrev`'s) can be
+differentiated further."""
+
+
+def header(threads: int) -> str:
+    """Return the line that says what was measured on what."""
+    return (
+        f"torchjac {getattr(torchjac, '__version__', '?')}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {threads} threads, "
+        f"{cpu_name()}, {platform.system()} {platform.machine()}"
+    )
+
+
+def cpu_name() -> str:
+    """Return the processor's name, which `platform.processor` does not know on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "unknown CPU"
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown CPU")
+
+
+def markdown(outcomes: Sequence[Outcome], threads: int) -> str:
+    """Return the whole report."""
+    parts = ["# Dense Jacobians and Hessians, side by side", header(threads), INTRODUCTION]
+    for kind, title in TITLES.items():
+        if rows := [outcome for outcome in outcomes if outcome.workload.kind == kind]:
+            parts += [f"## {title}", table(rows), *remarks(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return one table: a row per workload, a column per peer, geometric means below."""
+    names = peer_names(outcomes[0].workload.kind)
+    head = ["workload", "inputs", "outputs", "mode", "torchjac", "best peer", "to best"]
+    lines = [head + [f"to {name}" for name in names]]
+    lines.append(["---", "--:", "--:", "---", "--:", "---", "--:"] + ["--:"] * len(names))
+    lines += [row(outcome, names) for outcome in outcomes]
+    best = mean(outcome.ratios[outcome.best_peer] for outcome in outcomes if outcome.best_peer)
+    means = [mean(o.ratios[name] for o in outcomes if name in o.ratios) for name in names]
+    lines.append(["geometric mean", "", "", "", "", "", best, *means])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def row(outcome: Outcome, names: Sequence[str]) -> list[str]:
+    mine, best = outcome.seconds.get(OURS), outcome.best_peer
+    return [
+        outcome.workload.name,
+        str(outcome.inputs),
+        str(outcome.outputs),
+        outcome.mode,
+        "raised" if mine is None else readable(mine),
+        best or "",
+        cell(outcome, best) if best else "",
+        *(cell(outcome, name) for name in names),
+    ]
+
+
+def cell(outcome: Outcome, name: str) -> str:
+    """Return the ratio to one peer, or in a word why there is none."""
+    if name in outcome.raised:
+        return "raised"
+    if name in outcome.differs:
+        return "differs"
+    if name not in outcome.ratios:
+        return ""
+    return f"{outcome.ratios[name]:.2f}" + ("†" if name in outcome.detached else "")
+
+
+def remarks(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what the cells had no room for."""
+    bullets = []
+    for outcome in outcomes:
+        where = outcome.workload.name
+        bullets += [f"- {where}, {name} raised: {why}" for name, why in outcome.raised.items()]
+        bullets += [f"- {where}, {name} differs: {why}" for name, why in outcome.differs.items()]
+        bullets += [f"- {where}, torchjac warned: {text}" for text in outcome.warned]
+    notes = ["\n".join(bullets)] if bullets else []
+    return notes + [DETACHED] * any(outcome.detached for outcome in outcomes)
+
+
+def peer_names(kind: Kind) -> list[str]:
+    return [peer.name for peer in PEERS if peer.kind == kind]
+
+
+def mean(ratios: Iterable[float]) -> str:
+    values = list(ratios)
+    return f"**{statistics.geometric_mean(values):.2f}**" if values else ""
+
+
+def readable(seconds: float) -> str:
+    """Return a time with three digits and a unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

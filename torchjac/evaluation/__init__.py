@@ -1,0 +1,1 @@
+"""Run seeds through a function: one evaluator, and the engines behind it."""

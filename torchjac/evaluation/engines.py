@@ -1,0 +1,208 @@
+"""The engines: a function evaluated at a point, ready to be multiplied with seeds.
+
+An engine is made from a *flat function*, which takes a list of tensors and returns two tuples: the
+differentiable outputs, and whatever tensors have to come along (integer outputs, auxiliary data).
+
+===========  =====================================  ============================================
+engine       one pass                               where
+===========  =====================================  ============================================
+`Graph`      one backward over a recorded graph     eager code, and graphs that already exist
+`Pullback`   the same through `torch.func.vjp`      inside vmap, grad, jvp and torch.compile
+`Push`       one evaluation with `torch.func.jvp`   everywhere
+===========  =====================================  ============================================
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchjac.evaluation.batching import vectorised
+from torchjac.evaluation.graphs import failing_op, reaches_beyond
+from torchjac.evaluation.surroundings import (
+    compiling,
+    inside_transform,
+    is_out_of_memory,
+    ordinary_mode,
+)
+from torchjac.foundations.seeds import Chunk
+
+__all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "linearize"]
+
+Direction: TypeAlias = Literal["forward", "reverse"]
+FlatFunction: TypeAlias = Callable[[Sequence[Tensor]], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+
+
+class Engine(ABC):
+    """A function at a point. Forward engines take seeds of the inputs, reverse ones of the outputs."""
+
+    direction: Direction
+    primals: Sequence[Tensor]
+    values: Sequence[Tensor]
+    """The differentiable outputs; a forward engine has them after its first pass."""
+    carried: Sequence[Tensor]
+    keeps_graph: bool
+    """Whether products are themselves differentiable, so that they cannot be written into a buffer."""
+
+    @abstractmethod
+    def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        """Products of one seed with every leaf on the other side; None stands for zeros.
+
+        ``last`` promises that no other pass follows, so that what the passes share can be freed.
+        """
+
+    def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        """The products of a whole stack of seeds, stacked likewise: one vmapped pass."""
+        leaves = list(seeds)
+
+        def product(one: list[Tensor]) -> list[Tensor | None]:
+            return self.multiply(dict(zip(leaves, one, strict=True)), last=last)
+
+        return vectorised(product, list(seeds.values()))
+
+
+class Graph(Engine):
+    """Passes over a graph that plain autograd has recorded."""
+
+    direction: Direction = "reverse"
+
+    def __init__(
+        self,
+        values: Sequence[Tensor],
+        primals: Sequence[Tensor],
+        carried: Sequence[Tensor] = (),
+        *,
+        create_graph: bool = False,
+        retain_graph: bool = False,
+    ) -> None:
+        self.values, self.primals, self.carried = values, primals, carried
+        self.keeps_graph = create_graph
+        self.retain_graph = retain_graph or create_graph
+        """Whether the graph is needed for more than the passes; they free it with the last one if not."""
+
+    def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        # An output that does not require grad depends on no input: its rows are zeros.
+        reached = [leaf for leaf in seeds if self.values[leaf].requires_grad]
+        if not reached:
+            return [None] * len(self.primals)
+        return list(
+            torch.autograd.grad(
+                [self.values[leaf] for leaf in reached],
+                self.primals,
+                [seeds[leaf] for leaf in reached],
+                retain_graph=self.retain_graph or not last,
+                create_graph=self.keeps_graph,
+                allow_unused=True,
+            )
+        )
+
+
+    def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        try:
+            return super().multiply_all(seeds, last=last)
+        except Exception as error:
+            # A batching rule that is missing shows far from the op that wants it; find its name.
+            repeat = super().multiply_all
+            if not is_out_of_memory(error):
+                op = failing_op(self.values, lambda: repeat(seeds, last=False))
+                error.torchjac_op = op  # type: ignore[attr-defined]
+            raise
+
+
+class Pullback(Engine):
+    """Passes through `torch.func.vjp`, which records its graph at a level of its own."""
+
+    direction: Direction = "reverse"
+    keeps_graph = True
+
+    def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
+        self.primals = primals
+        self.values, self._pull, self.carried = torch.func.vjp(
+            lambda *leaves: function(leaves), *primals, has_aux=True
+        )
+
+    def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        del last
+        cotangents = tuple(
+            seeds[leaf] if leaf in seeds else torch.zeros_like(value)
+            for leaf, value in enumerate(self.values)
+        )
+        return list(self._pull(cotangents))
+
+
+class Push(Engine):
+    """Passes through `torch.func.jvp`; every pass evaluates the function anew."""
+
+    direction: Direction = "forward"
+
+    def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
+        self._function = function
+        self.primals = primals
+        self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()
+
+    def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        del last
+        touched = list(seeds)
+
+        def partial(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            full = list(self.primals)
+            for index, leaf in zip(touched, leaves, strict=True):
+                full[index] = leaf
+            return self._function(full)
+
+        values, products, carried = torch.func.jvp(
+            partial,
+            tuple(self.primals[leaf] for leaf in touched),
+            tuple(seeds.values()),
+            has_aux=True,
+        )
+        self.values, self.carried = values, carried
+        return list(products)
+
+    def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        leaves = list(seeds)
+
+        def product(one: list[Tensor]) -> list[Tensor | None]:
+            products = self.multiply(dict(zip(leaves, one, strict=True)), last=last)
+            return [*products, *self.values, *self.carried]
+
+        stacks = vectorised(product, list(seeds.values()))
+        # The primal side is the same for every seed; any one of the stack is it.
+        count, carried = len(self.values), len(self.carried)
+        primal_side = [stack[0] for stack in stacks[count:] if stack is not None]
+        self.values = primal_side[:count]
+        self.carried = primal_side[count : count + carried]
+        return stacks[:count]
+
+
+def linearize(function: FlatFunction, primals: Sequence[Tensor], direction: Direction) -> Engine:
+    """Make the engine for ``direction`` that works here."""
+    if direction == "forward":
+        return Push(function, primals)
+    if compiling() or inside_transform():
+        return Pullback(function, primals)
+    return _record(function, primals)
+
+
+def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
+    """Evaluate ``function`` with plain autograd on private leaves.
+
+    A primal that the caller differentiates stays connected to the caller's graph through a view;
+    any other becomes a leaf nobody else can see, so that no flag and no gradient leaks.
+    """
+    differentiable = torch.is_grad_enabled()
+    connected = differentiable and any(primal.requires_grad for primal in primals)
+    with ordinary_mode():
+        leaves = [
+            primal.view_as(primal)
+            if differentiable and primal.requires_grad
+            else primal.detach().requires_grad_()
+            for primal in primals
+        ]
+        values, carried = function(leaves)
+    create_graph = connected or (differentiable and reaches_beyond(values, leaves))
+    return Graph(values, leaves, carried, create_graph=create_graph)

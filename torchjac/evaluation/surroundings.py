@@ -1,0 +1,101 @@
+"""Where a call finds itself: plain eager code, another transform, a compiler's trace; and its locks.
+
+Everything torchjac asks of PyTorch's interpreter state is asked here, and each question that leans
+on an undocumented name has a test in ``tests/contracts``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Draw", "compiling", "exclusively", "has_values", "inside_transform", "is_out_of_memory", "ordinary_mode"]
+
+_functorch = torch._C._functorch  # type: ignore[attr-defined]
+
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
+
+    def compiling() -> bool:
+        """True while torch.compile traces the call."""
+        return torch.compiler.is_compiling()
+
+else:  # torch < 2.1 cannot trace torch.func at all
+
+    def compiling() -> bool:
+        """True while torch.compile traces the call."""
+        return False
+
+
+def inside_transform() -> bool:
+    """True within vmap, grad, jvp, ...: a plain autograd graph cannot be recorded there."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def has_values(tensors: Sequence[Tensor]) -> bool:
+    """True where tensors hold numbers that can be compared: no transform, no trace, no fake tensor."""
+    if compiling() or inside_transform() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not any(tensor.is_meta or hasattr(tensor, "fake_mode") for tensor in tensors)
+
+
+# PyTorch's forward-mode levels and `functional_call` are global to the process: two threads inside
+# either one corrupt each other. The lock is reentrant, since transforms nest.
+_exclusive = threading.RLock()
+
+
+def exclusively() -> contextlib.AbstractContextManager[object]:
+    """The lock for forward mode and for modules; passed by under a compiler, which cannot trace it."""
+    return contextlib.nullcontext() if compiling() else _exclusive
+
+
+@contextlib.contextmanager
+def _recording() -> Iterator[None]:
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def ordinary_mode() -> contextlib.AbstractContextManager[object]:
+    """Record a graph whatever the caller's grad or inference mode is."""
+    return _recording() if torch.is_inference_mode_enabled() else torch.enable_grad()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch, on any device, failed to allocate."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
+
+
+class Draw:
+    """The state of the random generators at a call's start, so that a repetition draws the same."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._cuda = {t.device for t in tensors if t.is_cuda}
+        self._before = self._read()
+
+    def _read(self) -> tuple[Tensor, list[Tensor]]:
+        return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._cuda]
+
+    def _write(self, state: tuple[Tensor, list[Tensor]]) -> None:
+        torch.set_rng_state(state[0])
+        for device, cuda_state in zip(self._cuda, state[1], strict=True):
+            torch.cuda.set_rng_state(cuda_state, device)
+
+    def again(self) -> None:
+        """Set the generators back to the call's start."""
+        self._write(self._before)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Draw from the call's start within the block, and leave the generators untouched after it."""
+        now = self._read()
+        self.again()
+        try:
+            yield
+        finally:
+            self._write(now)

@@ -1,0 +1,71 @@
+"""How many seeds go into one vmapped pass."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+__all__ = ["available_memory", "bytes_per_pass", "choose_chunk_size"]
+
+_MIB = 2**20
+
+# Up to this much nobody runs out, and asking the system would cost more than the pass.
+_ALWAYS_FITS = 16 * _MIB
+# On a CPU a larger working set is no faster, because it leaves the caches; it only costs memory.
+_CPU_WORKING_SET = 256 * _MIB
+_SHARE_OF_FREE = 0.5
+
+
+def choose_chunk_size(passes: int, bytes_per_pass: int, device: torch.device) -> int:
+    """Choose the seeds per chunk so that the chunk's intermediate results fit into free memory.
+
+    Args:
+        passes: how many seeds there are in all.
+        bytes_per_pass: what the intermediate results of one seed hold at once, estimated.
+        device: where they live.
+
+    Returns:
+        A number from 1 to ``passes``.
+
+    Example:
+        >>> choose_chunk_size(100, 8, torch.device("cpu"))
+        100
+        >>> choose_chunk_size(2304, 2**20, torch.device("cpu")) <= 256
+        True
+    """
+    if passes * bytes_per_pass <= _ALWAYS_FITS:
+        return max(passes, 1)
+    room = int(available_memory(device) * _SHARE_OF_FREE)
+    if device.type == "cpu":
+        room = min(room, _CPU_WORKING_SET)
+    return max(1, min(passes, room // max(bytes_per_pass, 1)))
+
+
+def bytes_per_pass(largest: int, elements: int, itemsize: int) -> int:
+    """Estimate what one seed holds: a few neighbouring intermediate results, and its row of J.
+
+    Args:
+        largest: bytes of the largest intermediate result.
+        elements: elements of all inputs and outputs together.
+        itemsize: bytes of one element.
+    """
+    return 4 * largest + elements * itemsize
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on ``device`` without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        # Neither Linux nor POSIX: assume a small machine rather than a large one.
+        return 1024 * _MIB

@@ -1,0 +1,88 @@
+"""What is said when PyTorch refuses a way: once, with the op, the reason and the cost."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+from torchjac.errors import TorchjacFallbackWarning, UnsupportedError
+from torchjac.planning.ways import Way
+
+__all__ = ["Refusals", "warn_slower", "warn_user"]
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's that called torchjac, however deep the call is here."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)
+
+
+def warn_slower(name: str, error: Exception, samples: int) -> None:
+    """Say that a function cannot be batched, so that it is evaluated sample by sample."""
+    warn_user(
+        f"{name}: PyTorch cannot vmap this function ({_reason(error)}). It is evaluated one sample at a "
+        f"time, here and at later calls with such arguments: {samples} evaluations instead of one. A "
+        f"function that takes the whole batch (per_sample=False) avoids that.",
+        TorchjacFallbackWarning,
+    )
+
+
+class Refusals:
+    """The ways that were tried and what PyTorch said to each."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._refused: list[tuple[Way, Exception]] = []
+
+    def __len__(self) -> int:
+        return len(self._refused)
+
+    @property
+    def first(self) -> Exception:
+        """What the best way was refused with."""
+        return self._refused[0][1]
+
+    def rule_out(self, way: Way) -> bool:
+        """Whether ``way`` cannot work either: without a forward rule, vmap makes no difference."""
+        return any(
+            tried.direction == way.direction == "forward" and "forward AD" in str(error)
+            for tried, error in self._refused
+        )
+
+    def add(self, way: Way, error: Exception) -> None:
+        """Note that ``way`` was refused."""
+        self._refused.append((way, error))
+
+    def _reasons(self) -> str:
+        return "; ".join(f"{way}: {_reason(error)}" for way, error in self._refused)
+
+    def warn(self, taken: Way, passes: int) -> None:
+        """Say which way was taken in the end."""
+        many = f"{passes} passes" if passes != 1 else "1 pass"
+        warn_user(
+            f"{self._name}: PyTorch refused the faster way ({self._reasons()}). Taken instead, here and "
+            f"at later calls with such arguments: {taken}, {many}.",
+            TorchjacFallbackWarning,
+        )
+
+    def error(self) -> UnsupportedError:
+        """The error for when no way is left."""
+        return UnsupportedError(
+            f"{self._name}: PyTorch cannot differentiate this function in any way that the options allow "
+            f"({self._reasons()}). The function itself runs. Use mode='auto' if you chose another mode, "
+            f"or replace the op that is named."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what PyTorch said, with the op in front where only the engine knows it."""
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    line = line if len(line) <= 160 else line[:157] + "..."
+    op = getattr(error, "torchjac_op", None)
+    return f"{op}: {line}" if op else line

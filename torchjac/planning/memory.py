@@ -1,0 +1,57 @@
+"""What is remembered of a signature between calls.
+
+A memory may be stale, for a function can change its mind; then it costs time, never correctness. It
+holds no function, module or tensor, and forgets the oldest signatures when there are many.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+__all__ = ["Record", "forget_everything", "recall", "remember"]
+
+_MOST = 4096
+
+
+@dataclass
+class Record:
+    """What earlier calls of one signature found out."""
+
+    output_counts: tuple[int, ...]
+    """Elements of each differentiable output."""
+    largest: int
+    """Bytes of the largest tensor that any op of the function made."""
+    slower: bool = False
+    """Whether the problem's own function was refused, and its slower alternative is used."""
+    refused: int = 0
+    """How many of the ways, in their order, PyTorch has refused."""
+    distrusted: bool = False
+    """Whether a check has failed, so that only the trusted way will do."""
+    checked: set[Hashable] = field(default_factory=set)
+    """The ways whose result has been compared with a trusted pass."""
+
+
+_lock = threading.Lock()
+_records: OrderedDict[Hashable, Record] = OrderedDict()
+
+
+def recall(key: Hashable) -> Record | None:
+    """Return what is known of a signature."""
+    return _records.get(key)
+
+
+def remember(key: Hashable, record: Record) -> None:
+    """Keep a record, and drop the oldest one when there are too many."""
+    with _lock:
+        _records[key] = record
+        if len(_records) > _MOST:
+            _records.popitem(last=False)
+
+
+def forget_everything() -> None:
+    """Start anew; tests count first-time work with it."""
+    with _lock:
+        _records.clear()

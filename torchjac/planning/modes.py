@@ -1,0 +1,63 @@
+"""Which mode: integers in, a choice out."""
+
+from __future__ import annotations
+
+from torchjac.evaluation.engines import Direction
+
+__all__ = ["HESSIAN_MODES", "MODES", "choose_hessian_mode", "choose_mode"]
+
+MODES = ("auto", "forward", "reverse")
+HESSIAN_MODES = (
+    "auto",
+    "forward-over-reverse",
+    "reverse-over-reverse",
+    "reverse-over-forward",
+    "forward-over-forward",
+)
+
+
+def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
+    """Choose the mode of a Jacobian from the number of passes that each one takes.
+
+    The rules, in order:
+
+    1. One output: reverse. It is a single plain backward pass.
+    2. One input: forward. It is a single plain evaluation with a tangent.
+    3. Fewer inputs than two thirds of the outputs: forward, one pass per input.
+    4. Otherwise reverse, one pass per output. Where the two counts are close reverse wins the tie:
+       it evaluates the function once and outside vmap, every differentiable op supports it, and it
+       is faster on matrix products, where the forward pass cannot share work between seeds.
+
+    For independent samples the counts are those of one sample.
+
+    Args:
+        num_inputs: n, the columns of the Jacobian (or of a block).
+        num_outputs: m, its rows.
+
+    Example:
+        >>> choose_mode(7, 3), choose_mode(20, 20480), choose_mode(100, 100)
+        ('reverse', 'forward', 'reverse')
+    """
+    if num_outputs == 1:
+        return "reverse"
+    if num_inputs == 1 or 3 * num_inputs < 2 * num_outputs:
+        return "forward"
+    return "reverse"
+
+
+def choose_hessian_mode(num_outputs: int) -> tuple[Direction, Direction]:
+    """Choose the outer and the inner mode of a Hessian.
+
+    The inner derivative is always taken in reverse: PyTorch's second derivatives are least
+    trustworthy where forward mode is inside (``det`` and ``layer_norm`` are wrong by more than 1).
+
+    1. One output: the gradient is one plain backward pass, and reverse-over-reverse goes over its
+       graph n times; that takes 0.5 to 0.65 of the time of forward-over-reverse.
+    2. Several outputs: forward-over-reverse takes n passes, reverse-over-reverse one for each of the
+       m·n entries of the inner Jacobian.
+
+    Example:
+        >>> choose_hessian_mode(1), choose_hessian_mode(3)
+        (('reverse', 'reverse'), ('forward', 'reverse'))
+    """
+    return ("reverse" if num_outputs <= 1 else "forward"), "reverse"

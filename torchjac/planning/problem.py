@@ -1,0 +1,74 @@
+"""What is asked, and what is answered: the two values that planning hands around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from torchjac.evaluation.engines import FlatFunction, Graph
+from torchjac.evaluation.functions import Jacobian
+from torchjac.foundations.layout import Layout
+from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
+
+__all__ = ["Answer", "Problem"]
+
+
+@dataclass
+class Problem:
+    """A function at a point, and how its derivative is wanted."""
+
+    name: str
+    """The call that the user made, for messages."""
+    function: FlatFunction
+    primals: Sequence[Tensor]
+    signature: Callable[[], Hashable]
+    """What makes another call the same; not asked for under a compiler."""
+    slower: FlatFunction | None = None
+    """The same function without vmap around it, for when PyTorch cannot batch it."""
+    recorded: Graph | None = None
+    """The graph, where there is one already; the function is then never evaluated."""
+    order: int = 1
+    batched: bool = False
+    """Whether dim 0 of every primal and output counts independent samples."""
+    promised: bool = False
+    """Whether that independence is only the user's word, so that it has to be checked."""
+    mode: str = "auto"
+    chunk_size: int | Literal["auto"] | None = "auto"
+    check: str = "first"
+
+    def ways(self, num_outputs: int) -> list[Way]:
+        """The ways that the options leave, best first."""
+        vectorise = self.chunk_size != 1
+        if self.order == 2:
+            return hessian_ways(self.mode, num_outputs, vectorise=vectorise)
+        num_inputs = Layout(self.primals, batched=self.batched).total
+        return jacobian_ways(self.mode, num_inputs, num_outputs, vectorise=vectorise)
+
+    def rows(self, output_counts: Sequence[int]) -> int:
+        """The rows of the Jacobian, or of a sample's block."""
+        samples = self.primals[0].shape[0] if self.batched else 1
+        return sum(output_counts) // max(samples, 1)
+
+    def differentiated(self, way: Way) -> FlatFunction:
+        """The function whose Jacobian ``way`` computes; for a Hessian, a Jacobian itself."""
+        if way.inner is None:
+            return self.function
+        return Jacobian(self.function, way.inner, vectorise=way.vectorised)
+
+
+@dataclass
+class Answer:
+    """What a way found."""
+
+    way: Way
+    passes: int
+    leaves: list[list[Tensor]]
+    """``leaves[output][input]``; for a Hessian the outputs are the leaves of the inner Jacobian."""
+    values: Sequence[Tensor]
+    """The differentiable outputs of the function itself."""
+    carried: Sequence[Tensor]
+    graph: Graph | None
+    """The graph that the answer was read from, where plain autograd recorded one."""

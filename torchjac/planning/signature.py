@@ -1,0 +1,119 @@
+"""What makes two calls the same, so that what one of them taught serves the other.
+
+A signature is the function and the tree, shapes, dtypes and devices of the arguments. People write
+``jac(lambda x: model(x))(x)`` in a loop, so a function is its code and the functions and modules that
+the code can reach, never the function object. Nothing in a signature keeps any of them alive.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+
+from torchjac.foundations.pytree import flatten
+
+__all__ = ["of_arguments", "of_function"]
+
+# What a closure holds beside functions and modules are values, and values do not change which code
+# runs; these do, because they are how switches are written.
+_SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
+
+
+class _Identity:
+    """An object told apart by identity and held weakly: once it is gone it equals nothing."""
+
+    __slots__ = ("_hash", "_ref")
+
+    def __init__(self, subject: object) -> None:
+        self._ref = weakref.ref(subject)
+        self._hash = id(subject)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        subject = self._ref()
+        return isinstance(other, _Identity) and subject is not None and subject is other._ref()
+
+
+def of_function(func: Any) -> Hashable:
+    """Describe ``func`` by its code and by the functions and modules that the code can reach."""
+    return _describe(func, set())
+
+
+def _describe(subject: Any, seen: set[int]) -> Hashable:
+    if isinstance(subject, _SWITCHES):
+        return subject
+    if id(subject) in seen:
+        return "seen"
+    if isinstance(subject, types.FunctionType):
+        seen.add(id(subject))
+        return (subject.__code__, *_reached(subject, seen))
+    if isinstance(subject, torch.nn.Module):
+        # Training mode changes what runs: batch norm couples the samples, dropout draws.
+        return (_Identity(subject), *[module.training for module in subject.modules()])
+    if isinstance(subject, types.MethodType):
+        return (_describe(subject.__func__, seen), _describe(subject.__self__, seen))
+    if isinstance(subject, functools.partial):
+        parts = (subject.func, *subject.args, *subject.keywords.values())
+        return ("partial", *[_describe(part, seen) for part in parts])
+    if isinstance(subject, (tuple, list)):
+        seen.add(id(subject))
+        return (type(subject).__name__, *[_describe(part, seen) for part in subject])
+    if isinstance(subject, dict):
+        seen.add(id(subject))
+        return ("dict", *[_describe(part, seen) for part in subject.values()])
+    if callable(subject):
+        try:
+            return _Identity(subject)
+        except TypeError:  # no weak references to it: a built-in, or a class with slots
+            return (type(subject), getattr(subject, "__qualname__", None))
+    return type(subject)
+
+
+def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
+    """Describe the contents of a closure, the defaults, and the globals that the code names."""
+    parts: list[Hashable] = []
+    for cell in function.__closure__ or ():
+        try:
+            parts.append(_describe(cell.cell_contents, seen))
+        except ValueError:  # the cell is still empty
+            parts.append("empty")
+    if function.__defaults__:
+        parts.append(_describe(function.__defaults__, seen))
+    space = function.__globals__
+    for name in _names(function.__code__):
+        known = space.get(name)
+        if isinstance(known, torch.nn.Module):
+            parts.append(_describe(known, seen))
+        elif isinstance(known, types.FunctionType):
+            # Follow what belongs to the same file; of a library's functions the code says enough.
+            follow = known.__globals__ is space
+            parts.append(_describe(known, seen) if follow else known.__code__)
+    return parts
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """The global names (and attributes) that a code object and those nested in it mention."""
+    nested = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return tuple({*code.co_names, *(name for part in nested for name in _names(part))})
+
+
+def of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
+    """Describe arguments by tree, shapes, dtypes and devices."""
+    if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
+        return tuple((arg.shape, arg.dtype, arg.device) for arg in args)
+    leaves, spec = flatten((args, dict(kwargs)))
+    described = [
+        (leaf.shape, leaf.dtype, leaf.device)
+        if isinstance(leaf, torch.Tensor)
+        else _describe(leaf, set())
+        for leaf in leaves
+    ]
+    return (spec, *described)

@@ -1,0 +1,62 @@
+"""The ways there are to compute a result, best first; where PyTorch refuses one the next is taken."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torchjac.evaluation.engines import Direction
+from torchjac.planning.modes import choose_hessian_mode, choose_mode
+
+__all__ = ["Way", "jacobian_ways", "hessian_ways"]
+
+
+class Way(NamedTuple):
+    """One way to compute a Jacobian or, with an inner direction, a Hessian."""
+
+    direction: Direction
+    vectorised: bool
+    """Several seeds per pass, under vmap; else one at a time, without it."""
+    inner: Direction | None = None
+
+    @property
+    def trusted(self) -> Way:
+        """The slowest way, and the one least likely to be wrong: plain backward passes."""
+        return Way("reverse", False, self.inner and "reverse")
+
+    def __str__(self) -> str:
+        mode = self.direction if self.inner is None else f"{self.direction}-over-{self.inner}"
+        return f"{mode} mode, " + ("vmapped passes" if self.vectorised else "one pass at a time")
+
+
+def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) -> list[Way]:
+    speeds = (True, False) if vectorise else (False,)
+    return [Way(outer, speed, inner) for outer, inner in modes for speed in speeds]
+
+
+def jacobian_ways(mode: str, num_inputs: int, num_outputs: int, *, vectorise: bool) -> list[Way]:
+    """Order the ways to a Jacobian.
+
+    The chosen mode comes first, vmapped and then one pass at a time, which needs no batching rule
+    and allows control flow that depends on values; with ``mode="auto"`` the other mode follows.
+    """
+    if mode == "forward":
+        return _ladder([("forward", None)], vectorise)
+    if mode == "reverse":
+        return _ladder([("reverse", None)], vectorise)
+    first = choose_mode(num_inputs, num_outputs)
+    second: Direction = "reverse" if first == "forward" else "forward"
+    return _ladder([(first, None), (second, None)], vectorise)
+
+
+def hessian_ways(mode: str, num_outputs: int, *, vectorise: bool) -> list[Way]:
+    """Order the ways to a Hessian; automatically none with forward mode inside."""
+    if mode != "auto":
+        outer, inner = mode.split("-over-")
+        return _ladder([(_direction(outer), _direction(inner))], vectorise)
+    first, inner = choose_hessian_mode(num_outputs)
+    second: Direction = "reverse" if first == "forward" else "forward"
+    return _ladder([(first, inner), (second, inner)], vectorise)
+
+
+def _direction(word: str) -> Direction:
+    return "forward" if word == "forward" else "reverse"

@@ -1,0 +1,1 @@
+"""The public transforms: thin, for they only say what is asked."""

@@ -1,0 +1,282 @@
+"""`batched_jac`: the Jacobian of every sample of a batch, without the B x B blocks that are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import ArgumentError, OptionError, OutputTypeError, UnsupportedError
+from torchjac.evaluation.surroundings import Draw
+from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
+from torchjac.planning.problem import Problem
+from torchjac.planning.solve import solve
+from torchjac.transforms.call import Call
+from torchjac.transforms.jac import like_func
+from torchjac.transforms.options import (
+    PARAMS,
+    Argnums,
+    Check,
+    ChunkSize,
+    Mode,
+    Options,
+    check_choice,
+)
+
+__all__ = ["batched_jac"]
+
+_Sample: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
+_TENSOR = object()
+_RANDOMNESS = ("error", "same", "different")
+
+
+def batched_jac(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    in_dims: Any = 0,
+    per_sample: bool = True,
+    randomness: Literal["error", "same", "different"] = "error",
+    has_aux: bool = False,
+    return_value: bool = False,
+    mode: Mode = "auto",
+    chunk_size: ChunkSize = "auto",
+    check: Check = "first",
+) -> Callable[..., Any]:
+    """Return a function that computes the Jacobian of every sample of a batch.
+
+    The samples do not influence each other, so one seed serves them all: a batch costs one
+    evaluation and the m (or n) passes of a single sample, not B·m.
+
+    Args:
+        func: with ``per_sample=True``, a function of one sample, so that the result is that of
+            ``vmap(jac(func), in_dims)``; with ``per_sample=False``, a function of the whole batch, as an
+            ``nn.Module`` usually is, whose outputs have the batch as dim 0.
+        argnums: as for `torchjac.jac`. An argument that is shared by the samples (its in_dim is
+            None, or it is ``"params"``) can be differentiated by with ``per_sample=True``.
+        in_dims: the batch dimension of every argument, as for `torch.func.vmap`.
+        per_sample: what ``func`` takes, see there.
+        randomness: as for `torch.func.vmap`; only with ``per_sample=True``.
+        has_aux: whether ``func`` returns ``(output, aux)``.
+        return_value: whether to return the value of ``func``, from the same evaluation.
+        mode: as for `torchjac.jac`; ``"auto"`` goes by the sizes of one sample.
+        chunk_size: seeds per vmapped pass, each for the whole batch; as for `torchjac.jac`.
+        check: as for `torchjac.jac`. With ``per_sample=False`` it includes that the samples do not
+            influence each other, by 2·log2(B) plain backward passes.
+
+    Returns:
+        A function with the signature of ``func`` that returns the per-sample Jacobians, in the
+        tree that `torchjac.jac` gives; with ``return_value`` and ``has_aux`` as there.
+
+    Shapes:
+        Each leaf is ``(B, *out, *in)``, where out and in are the shapes of one sample.
+
+    Dtypes:
+        As for `torchjac.jac`.
+
+    Raises:
+        BatchCouplingError: with ``per_sample=False``, where one sample's output depends on another.
+        TorchjacError: as for `torchjac.jac`, and where batch sizes differ.
+
+    Example:
+        >>> import torch, torchjac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> torchjac.batched_jac(model, per_sample=False)(torch.randn(16, 3)).shape
+        torch.Size([16, 2, 3])
+    """
+    name = "batched_jac"
+    options = Options.checked(name, func, argnums, has_aux, return_value, mode, chunk_size, check)
+    check_choice(name, "randomness", randomness, _RANDOMNESS)
+    if not per_sample and argnums == PARAMS:
+        raise OptionError(
+            f"{name}(argnums='params', per_sample=False): the samples share the parameters, so a function "
+            f"of the whole batch has no per-sample Jacobian. Use per_sample=True, with a module that "
+            f"takes one sample."
+        )
+
+    @like_func(func)
+    def jacobians(*args: Any, **kwargs: Any) -> Any:
+        call = _SampleCall if per_sample else _BatchCall
+        batch = call(options, func, args, kwargs, in_dims, randomness)
+        answer = solve(
+            Problem(
+                name=name,
+                function=batch,
+                slower=batch.one_by_one if isinstance(batch, _SampleCall) else None,
+                primals=batch.primals,
+                signature=batch.signature,
+                batched=True,
+                promised=not per_sample,
+                mode=options.mode,
+                chunk_size=options.chunk_size,
+                check=options.check,
+            )
+        )
+        tree = batch.outcome.jacobian([batch.input_trees(row) for row in answer.leaves])
+        return batch.packed(tree, answer.values, answer.carried)
+
+    return jacobians
+
+
+class _BatchCall(Call):
+    """A call with the whole batch: the differentiated leaves have the batch as their dim 0."""
+
+    def __init__(
+        self,
+        options: Options,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        in_dims: Any,
+        randomness: str,
+    ) -> None:
+        super().__init__(options, func, args, kwargs)
+        self._in_dims, self._randomness = in_dims, randomness
+        self._argument_dims = self._spread(in_dims)
+        self._sizes = {
+            leaf.shape[dim]
+            for leaf, dim in zip(flatten(self._args)[0], self._argument_dims, strict=True)
+            if dim is not None
+        }
+        if len(self._sizes) != 1:
+            raise ArgumentError(
+                f"batched_jac(in_dims={in_dims!r}): expected one batch size, got "
+                f"{sorted(self._sizes) if self._sizes else 'no batched argument'}."
+            )
+        (self.batch_size,) = self._sizes
+        self._primal_dims = self._dims_of_primals()
+        self.primals = [
+            self._with_batch_first(primal, dim)
+            for primal, dim in zip(self.primals, self._primal_dims, strict=True)
+        ]
+
+    def _spread(self, in_dims: Any) -> list[int | None]:
+        """The batch dimension of every leaf of the arguments, None where it has none."""
+        leaves, _ = flatten(self._args)
+        spread = broadcast_prefix(in_dims, self._args)
+        if spread is None:
+            raise ArgumentError(
+                f"batched_jac(in_dims={in_dims!r}): its structure does not fit the call's "
+                f"{len(self._args)} arguments. Give one int, or a tuple with an entry per argument."
+            )
+        dims: list[int | None] = []
+        for leaf, dim in zip(leaves, spread, strict=True):
+            if dim is None or not isinstance(leaf, Tensor):
+                dims.append(None)
+                continue
+            if not isinstance(dim, int) or not -leaf.dim() <= dim < leaf.dim():
+                raise ArgumentError(
+                    f"batched_jac(in_dims={in_dims!r}): {dim!r} is no dimension of an argument of shape "
+                    f"{tuple(leaf.shape)}. Use None for an argument without a batch dimension."
+                )
+            dims.append(dim % leaf.dim())
+        return dims
+
+    def _dims_of_primals(self) -> list[int | None]:
+        if self.options.argnums == PARAMS:
+            return [None] * len(self.primals)
+        dims, trees = iter(self._argument_dims), []
+        for arg in self._args:
+            leaves, _ = flatten(arg)
+            trees.append([next(dims) for _ in leaves])
+        return [dim for position in self._positions for dim in trees[position]]
+
+    def _with_batch_first(self, primal: Tensor, dim: int | None) -> Tensor:
+        if dim is None:
+            raise ArgumentError(
+                f"batched_jac(in_dims={self._in_dims!r}, per_sample=False): the samples share an argument "
+                f"that is differentiated by, so there is no Jacobian per sample. Use per_sample=True."
+            )
+        return primal.movedim(dim, 0)
+
+    def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        values, carried = super().__call__(leaves)
+        for value in values:
+            if value.dim() == 0 or value.shape[0] != self.batch_size:
+                raise OutputTypeError(
+                    f"batched_jac(per_sample=False): func returned an output of shape "
+                    f"{tuple(value.shape)} for a batch of {self.batch_size}; expected the batch as dim 0. "
+                    f"Use per_sample=True for a function of one sample."
+                )
+        return values, carried
+
+    def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
+        return super()._evaluate(
+            [
+                leaf if dim is None else leaf.movedim(0, dim)
+                for leaf, dim in zip(leaves, self._primal_dims, strict=True)
+            ]
+        )
+
+    def signature(self) -> Any:
+        """What makes another call the same as this one."""
+        return (type(self).__name__, repr(self._in_dims), self._randomness, *super().signature())
+
+
+class _SampleCall(_BatchCall):
+    """A call with a function of one sample, which vmap makes a function of the batch.
+
+    An argument that the samples share and that is differentiated by is expanded: every sample gets a
+    copy of its own (a view), and then it is batched like any other.
+    """
+
+    _one_by_one = False
+
+    def _with_batch_first(self, primal: Tensor, dim: int | None) -> Tensor:
+        return primal.expand(self.batch_size, *primal.shape) if dim is None else primal.movedim(dim, 0)
+
+    def one_by_one(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The same function of the batch without vmap, for what cannot be vmapped."""
+        self._one_by_one = True
+        return self(leaves)
+
+    def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
+        # The differentiated leaves have their batch dimension first; the others are where they were.
+        flat, spec = flatten(self._args)
+        dims = self._argument_dims
+        stacks = [leaf for leaf, dim in zip(flat, dims, strict=True) if dim is not None]
+        places = [dim for dim in dims if dim is not None]
+        template: list[Any] = []
+        structure: list[TreeSpec] = []
+
+        def sample(primals: Sequence[Tensor], slices: Sequence[Tensor]) -> list[Tensor]:
+            source = iter(slices)
+            args = [
+                leaf if dim is None else next(source) for leaf, dim in zip(flat, dims, strict=True)
+            ]
+            returned, returned_spec = flatten(self._apply(primals, unflatten(args, spec)))
+            # Only tensors get through vmap; what else there is is the same for all samples.
+            template[:] = [_TENSOR if isinstance(x, Tensor) else x for x in returned]
+            structure[:] = [returned_spec]
+            return [x for x in returned if isinstance(x, Tensor)]
+
+        evaluate = self._looped if self._one_by_one else self._vmapped
+        stacked = iter(evaluate(sample, list(leaves), stacks, places))
+        return unflatten([next(stacked) if x is _TENSOR else x for x in template], structure[0])
+
+    def _vmapped(
+        self, sample: _Sample, leaves: list[Tensor], stacks: list[Tensor], places: list[int]
+    ) -> list[Tensor]:
+        try:
+            batched = torch.func.vmap(sample, (0, places), randomness=self._randomness)
+            return list(batched(leaves, stacks))
+        except RuntimeError as error:
+            if "randomness error mode" not in str(error):
+                raise
+            raise UnsupportedError(
+                "batched_jac(randomness='error'): func draws random numbers. Pass "
+                "randomness='different' for a draw per sample, or 'same' for one that all share."
+            ) from error
+
+    def _looped(
+        self, sample: _Sample, leaves: list[Tensor], stacks: list[Tensor], places: list[int]
+    ) -> list[Tensor]:
+        draw, rows = Draw(leaves), []
+        for b in range(self.batch_size):
+            if b and self._randomness == "same":
+                draw.again()
+            slices = [stack.select(dim, b) for stack, dim in zip(stacks, places, strict=True)]
+            rows.append(sample([leaf[b] for leaf in leaves], slices))
+        return [torch.stack(column) for column in zip(*rows, strict=True)]

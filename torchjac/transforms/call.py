@@ -1,0 +1,247 @@
+"""A call of a transform: the user's function and arguments as a flat function of a flat list."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
+from torchjac.evaluation.surroundings import compiling, exclusively
+from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
+from torchjac.planning.signature import of_arguments, of_function
+from torchjac.transforms.options import PARAMS, Options
+
+__all__ = ["Call", "Outcome"]
+
+
+class _Aux(NamedTuple):
+    leaves: list[Any]
+    spec: TreeSpec
+
+
+class Outcome(NamedTuple):
+    """How the flat outputs of an evaluation go back into the trees that the function returned."""
+
+    kinds: list[str]
+    """For every output leaf: "differentiable", "carried" (an integer tensor), or "none"."""
+    spec: TreeSpec
+    aux: _Aux | None
+    """The auxiliary tree; its tensors stand for themselves, the carried ones replace them."""
+
+    def value(self, values: Sequence[Tensor], carried: Sequence[Tensor]) -> Any:
+        """The tree of outputs."""
+        sources = {"differentiable": iter(values), "carried": iter(carried), "none": iter(())}
+        return unflatten([next(sources[kind], None) for kind in self.kinds], self.spec)
+
+    def aux_value(self, carried: Sequence[Tensor]) -> Any:
+        """The auxiliary tree."""
+        assert self.aux is not None
+        tensors = iter(carried[self.kinds.count("carried") :])
+        leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self.aux.leaves]
+        return unflatten(leaves, self.aux.spec)
+
+    def jacobian(self, trees: Sequence[Any]) -> Any:
+        """The tree of outputs with ``trees``, one per differentiable output, in place of its leaves."""
+        source = iter(trees)
+        return unflatten(
+            [next(source) if kind == "differentiable" else None for kind in self.kinds], self.spec
+        )
+
+
+class Call:
+    """The arguments of one call, those that are differentiated apart, as a flat function.
+
+    Calling it with leaves evaluates the user's function on private copies of them, so that what the
+    function does to its arguments in place is never seen by the caller, nor by another pass.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.options = options
+        if not compiling() and torch.is_inference_mode_enabled():
+            args, kwargs = map_tree(_usable, (args, dict(kwargs)))
+        self._func, self._args, self._kwargs = func, args, kwargs
+        self._positions: list[int] = []
+        self._specs: list[TreeSpec] = []
+        self.primals: list[Tensor] = []
+        self._outcome: Outcome | None = None
+        if options.argnums == PARAMS:
+            self._take_parameters()
+        else:
+            self._take_arguments()
+
+    def _take_parameters(self) -> None:
+        assert isinstance(self._func, torch.nn.Module)
+        named = {name: p for name, p in self._func.named_parameters() if p.requires_grad}
+        if not named:
+            raise ArgumentError(
+                f"{self.options.name}(argnums='params'): no parameter of {type(self._func).__name__} "
+                f"requires grad. Set requires_grad on those that the derivative is wanted for."
+            )
+        self._names = list(named)
+        self.primals, spec = flatten(named)
+        self._specs = [spec]
+
+    def _take_arguments(self) -> None:
+        name, argnums = self.options.name, self.options.argnums
+        for number in argnums if isinstance(argnums, tuple) else (argnums,):
+            position = number + len(self._args) if number < 0 else number
+            if not 0 <= position < len(self._args):
+                raise ArgumentError(
+                    f"{name}(argnums={argnums!r}): there is no argument {number}; the call has "
+                    f"{len(self._args)} positional arguments (keyword arguments are not differentiated)."
+                )
+            leaves, spec = flatten(self._args[position])
+            for leaf in leaves:
+                self._check_leaf(leaf, number)
+            if position in self._positions:
+                raise ArgumentError(
+                    f"{name}(argnums={argnums!r}): argument {position} is chosen twice; name it once."
+                )
+            self._positions.append(position)
+            self._specs.append(spec)
+            self.primals += leaves
+        if not self.primals:
+            raise ArgumentError(
+                f"{name}(argnums={argnums!r}): the argument holds no tensor to differentiate by."
+            )
+
+    def _check_leaf(self, leaf: object, number: int) -> None:
+        where = f"{self.options.name}(argnums={self.options.argnums!r}): argument {number}"
+        if not isinstance(leaf, Tensor):
+            raise ArgumentTypeError(
+                f"{where} holds a {type(leaf).__name__}; expected a tensor, or a tree of tensors. "
+                f"Wrap the number in torch.tensor, or choose other argnums."
+            )
+        if not leaf.is_floating_point():
+            kind = "complex" if leaf.is_complex() else "an integer or boolean tensor"
+            remedy = "torch.view_as_real(x)" if leaf.is_complex() else "x.to(torch.get_default_dtype())"
+            raise ArgumentTypeError(
+                f"{where} is {kind} ({leaf.dtype}); derivatives are taken by real floating-point "
+                f"tensors. Pass {remedy}, or choose other argnums."
+            )
+
+    def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        returned = self._evaluate(leaves)
+        aux = None
+        if self.options.has_aux:
+            if not isinstance(returned, tuple) or len(returned) != 2:
+                raise OutputTypeError(
+                    f"{self.options.name}(has_aux=True): func must return a pair (output, aux), got "
+                    f"{_describe(returned)}."
+                )
+            returned, extra = returned
+            aux = _Aux(*flatten(extra))
+        outputs, spec = flatten(returned)
+        kinds = [self._kind(output) for output in outputs]
+        if "differentiable" not in kinds:
+            raise OutputTypeError(
+                f"{self.options.name}: func returned {_describe(returned)}, which holds no floating-point "
+                f"tensor, so there is nothing to differentiate."
+            )
+        self._outcome = Outcome(kinds, spec, aux)
+        pairs = list(zip(kinds, outputs, strict=True))
+        carried = [output for kind, output in pairs if kind == "carried"]
+        carried += [leaf for leaf in (aux.leaves if aux else ()) if isinstance(leaf, Tensor)]
+        return tuple(output for kind, output in pairs if kind == "differentiable"), tuple(carried)
+
+    def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
+        return self._apply(leaves, self._args)
+
+    def _apply(self, leaves: Sequence[Tensor], args: Sequence[Any]) -> Any:
+        """Call the user's function with ``args``, the differentiated leaves among them replaced."""
+        if self.options.argnums == PARAMS:
+            assert isinstance(self._func, torch.nn.Module)
+            parameters = dict(zip(self._names, leaves, strict=True))
+            with exclusively():
+                return torch.func.functional_call(
+                    self._func, parameters, tuple(_copied(args)), _copied(self._kwargs)
+                )
+        full, source = list(args), iter(leaves)
+        for position, spec in zip(self._positions, self._specs, strict=True):
+            full[position] = unflatten([next(source) for _ in range(spec.num_leaves)], spec)
+        # A thread that differentiates a module by its parameters swaps them meanwhile.
+        module = isinstance(self._func, torch.nn.Module)
+        with exclusively() if module else contextlib.nullcontext():
+            return self._func(*_copied(full), **_copied(self._kwargs))
+
+    def _kind(self, output: object) -> str:
+        if output is None:
+            return "none"
+        if not isinstance(output, Tensor):
+            raise OutputTypeError(
+                f"{self.options.name}: func returned a {type(output).__name__} in its output; expected "
+                f"tensors, or None. Return what is not differentiated as aux, with has_aux=True."
+            )
+        if output.is_complex():
+            raise OutputTypeError(
+                f"{self.options.name}: func returned a complex tensor ({output.dtype}); derivatives are "
+                f"taken of real ones. Return torch.view_as_real(y) instead."
+            )
+        return "differentiable" if output.is_floating_point() else "carried"
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the latest evaluation's outputs go back into trees."""
+        assert self._outcome is not None
+        return self._outcome
+
+    def signature(self) -> Hashable:
+        """What makes another call the same as this one."""
+        return (
+            self.options,
+            of_function(self._func),
+            of_arguments(self._args, self._kwargs),
+        )
+
+    def input_trees(self, leaves: Sequence[Any]) -> Any:
+        """Put one value per differentiated leaf into the trees of the chosen arguments."""
+        source = iter(leaves)
+        trees = [unflatten([next(source) for _ in range(s.num_leaves)], s) for s in self._specs]
+        return tuple(trees) if isinstance(self.options.argnums, tuple) else trees[0]
+
+    def packed(self, result: Any, values: Sequence[Tensor], carried: Sequence[Tensor]) -> Any:
+        """The result alone, or with the value before it and the auxiliary data behind it."""
+        if not self.options.return_value and not self.options.has_aux:
+            return result
+        parts = [result]
+        if self.options.return_value:
+            parts.insert(0, self.outcome.value(values, carried))
+        if self.options.has_aux:
+            parts.append(self.outcome.aux_value(carried))
+        return tuple(parts)
+
+
+def _copied(arguments: Any) -> Any:
+    """Copy every tensor of a list of arguments, or of a dict of keyword arguments."""
+    if isinstance(arguments, Mapping):
+        return {name: _copied([argument])[0] for name, argument in arguments.items()}
+    return [
+        argument.clone()
+        if isinstance(argument, Tensor)
+        else map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
+        for argument in arguments
+    ]
+
+
+def _usable(tensor: Any) -> Any:
+    """A copy of a tensor that was made in inference mode, which no graph can hold; else the tensor."""
+    if isinstance(tensor, Tensor) and tensor.is_inference():
+        with torch.inference_mode(False):
+            return tensor.clone()
+    return tensor
+
+
+def _describe(returned: object) -> str:
+    if isinstance(returned, Tensor):
+        return f"a tensor of {returned.dtype}"
+    return f"{type(returned).__name__} {returned!r}"[:80]

@@ -1,0 +1,88 @@
+"""`hessian`: the Jacobian of the gradient of a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torchjac.planning.problem import Problem
+from torchjac.planning.solve import solve
+from torchjac.transforms.call import Call
+from torchjac.transforms.jac import like_func
+from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options
+
+__all__ = ["hessian"]
+
+
+def hessian(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    return_value: bool = False,
+    mode: HessianMode = "auto",
+    chunk_size: ChunkSize = "auto",
+    check: Check = "first",
+) -> Callable[..., Any]:
+    """Return a function that computes the Hessian of ``func``.
+
+    It is the Jacobian of the Jacobian of ``func``, from one evaluation. A scalar function takes one
+    backward pass for the gradient and n passes over that pass's graph (reverse-over-reverse); a
+    function with m outputs takes n forward passes of its vmapped backward pass (forward-over-reverse).
+
+    Args:
+        func: as for `torchjac.jac`; usually scalar, but any shape will do.
+        argnums: as for `torchjac.jac`; several arguments give all the mixed blocks.
+        has_aux: whether ``func`` returns ``(output, aux)``.
+        return_value: whether to return the value of ``func``, from the same evaluation.
+        mode: the outer and the inner mode. ``"auto"`` never takes forward mode inside by itself, because
+            PyTorch's second derivatives are least trustworthy there.
+        chunk_size: seeds of the outer derivative per vmapped pass; as for `torchjac.jac`.
+        check: as for `torchjac.jac`; the Hessian is also compared with a difference of gradients.
+
+    Returns:
+        A function with the signature of ``func`` that returns the Hessian: the tree of outputs, each
+        leaf a tree of inputs of trees of inputs; with ``return_value`` and ``has_aux`` as for `jac`.
+
+    Shapes:
+        Each leaf is ``(*out, *in_i, *in_j)``.
+
+    Dtypes:
+        As for `torchjac.jac`.
+
+    Raises:
+        TorchjacError: as for `torchjac.jac`.
+
+    Example:
+        >>> import torch, torchjac
+        >>> torchjac.hessian(lambda x: x[0] ** 2 * x[1])(torch.tensor([1.0, 2.0]))
+        tensor([[4., 2.],
+                [2., 0.]])
+
+    Source:
+        Griewank & Walther, *Evaluating Derivatives* (2008), chapter 5.
+    """
+    options = Options.checked("hessian", func, argnums, has_aux, return_value, mode, chunk_size, check)
+
+    @like_func(func)
+    def second_derivative(*args: Any, **kwargs: Any) -> Any:
+        call = Call(options, func, args, kwargs)
+        answer = solve(
+            Problem(
+                name=options.name,
+                function=call,
+                primals=call.primals,
+                signature=call.signature,
+                order=2,
+                mode=options.mode,
+                chunk_size=options.chunk_size,
+                check=options.check,
+            )
+        )
+        # leaves[output · n + i][j] -> trees by output, then i, then j
+        n = len(call.primals)
+        rows = [call.input_trees(row) for row in answer.leaves]
+        outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
+        return call.packed(call.outcome.jacobian(outputs), answer.values, answer.carried)
+
+    return second_derivative

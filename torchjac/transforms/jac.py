@@ -1,0 +1,106 @@
+"""`jac`: the Jacobian of a function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torchjac.planning.problem import Problem
+from torchjac.planning.solve import solve
+from torchjac.transforms.call import Call
+from torchjac.transforms.options import Argnums, Check, ChunkSize, Mode, Options
+
+__all__ = ["jac", "like_func"]
+
+
+def like_func(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a wrapper the name, doc and signature of ``func``, but not the attributes of a module."""
+    return functools.wraps(func, updated=())
+
+
+def jac(
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    has_aux: bool = False,
+    return_value: bool = False,
+    mode: Mode = "auto",
+    chunk_size: ChunkSize = "auto",
+    check: Check = "first",
+) -> Callable[..., Any]:
+    """Return a function that computes the Jacobian of ``func``, exactly and by the cheaper mode.
+
+    The result is what `torch.func.jacrev` and `torch.func.jacfwd` return, and is itself
+    differentiable, vmappable and nestable. It costs one evaluation of ``func`` and m backward passes
+    (reverse mode, m outputs) or n forward passes (n inputs), vmapped; one output or one input is one
+    plain pass. The first call with a new signature also looks at ``func`` and checks the result; see
+    ``check``.
+
+    Args:
+        func: the function, or an ``nn.Module``. It takes and returns trees (tuples, lists, dicts) of
+            tensors; output leaves that are None or integer tensors have None for a Jacobian.
+        argnums: the positional argument to differentiate by, or a tuple of them; negative numbers
+            count from the end. ``"params"`` differentiates a module by those of its parameters that
+            require grad. Keyword arguments are passed on and not differentiated.
+        has_aux: whether ``func`` returns ``(output, aux)``, where aux is any tree and is handed out.
+        return_value: whether to return the value of ``func``, from the same evaluation.
+        mode: ``"forward"``, ``"reverse"``, or ``"auto"`` to choose by the sizes and to fall back
+            where PyTorch refuses.
+        chunk_size: seeds per vmapped pass. ``"auto"`` fits them into free memory, None takes all at
+            once, and 1 does not use vmap at all. Forward mode evaluates ``func`` once per chunk, with
+            the random state of the first.
+        check: ``"first"`` compares the result with one plain backward pass the first time a signature
+            is seen, ``"always"`` at every call, ``"never"`` not at all. A wrong result is made again
+            the slow way, with a `DerivativeMismatchWarning`.
+
+    Returns:
+        A function with the signature of ``func`` that returns the Jacobian: the tree of outputs,
+        each leaf a tree of the chosen inputs. With ``return_value`` it returns ``(value, jac)``, with
+        ``has_aux`` ``(jac, aux)``, with both ``(value, jac, aux)``.
+
+    Shapes:
+        Each leaf is ``(*out, *in)``; with ``argnums="params"`` a dict of ``(*out, *parameter)`` by
+        qualified name.
+
+    Dtypes:
+        Inputs and outputs are real floating-point tensors; a leaf has the dtype of its input.
+
+    Raises:
+        OptionError, OptionTypeError: an option is not one of those allowed, at once.
+        ArgumentError, ArgumentTypeError: at the call, for argnums out of range, or arguments that are
+            no floating-point tensors.
+        OutputTypeError: ``func`` returned something else than tensors and None.
+        UnsupportedError: PyTorch can differentiate ``func`` in no way that the options allow.
+
+    Example:
+        >>> import torch, torchjac
+        >>> f = lambda x: torch.stack([x[0] ** 2 + x[1] ** 2, x[0] * x[1], x[1]])
+        >>> torchjac.jac(f)(torch.tensor([1.0, 2.0]))
+        tensor([[2., 4.],
+                [2., 1.],
+                [0., 1.]])
+
+    Source:
+        Griewank & Walther, *Evaluating Derivatives* (2008), chapters 3 and 4.
+    """
+    options = Options.checked("jac", func, argnums, has_aux, return_value, mode, chunk_size, check)
+
+    @like_func(func)
+    def jacobian(*args: Any, **kwargs: Any) -> Any:
+        call = Call(options, func, args, kwargs)
+        answer = solve(
+            Problem(
+                name=options.name,
+                function=call,
+                primals=call.primals,
+                signature=call.signature,
+                mode=options.mode,
+                chunk_size=options.chunk_size,
+                check=options.check,
+            )
+        )
+        tree = call.outcome.jacobian([call.input_trees(row) for row in answer.leaves])
+        return call.packed(tree, answer.values, answer.carried)
+
+    return jacobian

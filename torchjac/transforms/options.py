@@ -1,0 +1,94 @@
+"""The options that transforms share: one name, one meaning, one check, when the transform is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+
+from torchjac.errors import OptionError, OptionTypeError
+from torchjac.planning.modes import HESSIAN_MODES, MODES
+
+__all__ = ["Argnums", "Check", "ChunkSize", "HessianMode", "Mode", "Options", "PARAMS"]
+
+Mode: TypeAlias = Literal["auto", "forward", "reverse"]
+HessianMode: TypeAlias = Literal[
+    "auto",
+    "forward-over-reverse",
+    "reverse-over-reverse",
+    "reverse-over-forward",
+    "forward-over-forward",
+]
+Check: TypeAlias = Literal["first", "always", "never"]
+ChunkSize: TypeAlias = "int | Literal['auto'] | None"
+Argnums: TypeAlias = "int | tuple[int, ...] | Literal['params']"
+
+PARAMS = "params"
+_CHECKS = ("first", "always", "never")
+
+
+class Options(NamedTuple):
+    """What a transform was built with, checked."""
+
+    name: str
+    argnums: Any
+    has_aux: bool
+    return_value: bool
+    mode: str
+    chunk_size: Any
+    check: str
+
+    @staticmethod
+    def checked(
+        name: str,
+        func: Callable[..., Any],
+        argnums: Any,
+        has_aux: bool,
+        return_value: bool,
+        mode: str,
+        chunk_size: Any,
+        check: str,
+    ) -> Options:
+        """Refuse what cannot be meant, naming the call and what would be right."""
+        if not callable(func):
+            raise OptionTypeError(f"{name}(func): expected a callable, got {type(func).__name__}.")
+        _check_argnums(name, func, argnums)
+        check_choice(name, "mode", mode, HESSIAN_MODES if name == "hessian" else MODES)
+        check_chunk_size(name, chunk_size)
+        check_choice(name, "check", check, _CHECKS)
+        return Options(name, argnums, has_aux, return_value, mode, chunk_size, check)
+
+
+def check_choice(name: str, option: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of those allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        words = ", ".join(repr(word) for word in allowed)
+        raise OptionError(f"{name}({option}={value!r}): expected one of {words}.")
+
+
+def check_chunk_size(name: str, chunk_size: object) -> None:
+    """Refuse what is no number of seeds."""
+    if chunk_size is None or chunk_size == "auto":
+        return
+    meaning = "expected a positive int, None for all at once, or 'auto'"
+    if isinstance(chunk_size, bool) or not isinstance(chunk_size, (int, str)):
+        raise OptionTypeError(f"{name}(chunk_size={chunk_size!r}): {meaning}.")
+    if isinstance(chunk_size, str) or chunk_size < 1:
+        raise OptionError(f"{name}(chunk_size={chunk_size!r}): {meaning}.")
+
+
+def _check_argnums(name: str, func: Callable[..., Any], argnums: object) -> None:
+    if argnums == PARAMS:
+        if not isinstance(func, torch.nn.Module):
+            raise OptionTypeError(
+                f"{name}(argnums='params'): func must be an nn.Module, whose parameters are meant; got "
+                f"{type(func).__name__}. For a function, pass the parameters as an argument instead."
+            )
+        return
+    meaning = "expected an int, a tuple of ints, or 'params' for the parameters of a module"
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if isinstance(argnums, str) or not numbers:
+        raise OptionError(f"{name}(argnums={argnums!r}): {meaning}.")
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise OptionTypeError(f"{name}(argnums={argnums!r}): {meaning}.")
