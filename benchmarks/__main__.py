@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     cap_memory()
+    warnings.simplefilter("ignore")  # PyTorch's about the peers; torchjac's own are reported
     outcomes = []
     for workload in chosen(options.only):
         outcome = race(workload, QUICK if options.quick else FULL)

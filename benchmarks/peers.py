@@ -82,9 +82,7 @@ def functional_reverse(func: Func, x: Tensor, *rest: Any) -> Tensor:
 
 @peer("functional, vectorized forward")
 def functional_forward(func: Func, x: Tensor, *rest: Any) -> Tensor:
-    return functional.jacobian(
-        lambda x: func(x, *rest), x, vectorize=True, strategy="forward-mode"
-    )
+    return functional.jacobian(lambda x: func(x, *rest), x, vectorize=True, strategy="forward-mode")
 
 
 @peer("is_grads_batched")

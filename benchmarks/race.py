@@ -48,13 +48,27 @@ QUICK = Effort(rounds=9, budget=0.5, least=1, burst=0.005)
 
 @dataclass
 class Outcome:
-    """What one race found: a row of the table."""
+    """What one race found: a row of the table.
+
+    Args:
+        workload: What was raced.
+        inputs: Elements of the first argument, of one sample where there is a batch.
+        outputs: Elements of the output, likewise.
+        mode: What torchjac chose.
+        seconds: Median time of each entrant that gave the right answer.
+        spread: Interquartile range of torchjac's turns over their median: how noisy the race was.
+        raised: Who raised, and what.
+        differs: Who gave another answer than torchjac, and how far off.
+        detached: Peers whose result has no graph although torchjac's has: they do less.
+        warned: What torchjac warned of.
+    """
 
     workload: Workload
     inputs: int
     outputs: int
     mode: str = "?"
     seconds: dict[str, float] = field(default_factory=dict)
+    spread: float = 0.0
     raised: dict[str, str] = field(default_factory=dict)
     differs: dict[str, str] = field(default_factory=dict)
     detached: set[str] = field(default_factory=set)
@@ -87,9 +101,9 @@ class Entrant:
     def warm_up(self, effort: Effort) -> None:
         """Run until warm, and settle the length and number of turns by the time it took.
 
-        A first call beyond the budget was warm for the most part, and is not repeated.
+        A first call far beyond the budget was warm for the most part, and is not repeated.
         """
-        calls, elapsed = (1, self.cold) if self.cold > effort.budget else (0, 0.0)
+        calls, elapsed = (1, self.cold) if self.cold > 10 * effort.budget else (0, 0.0)
         start = time.perf_counter()
         while calls < 20 and elapsed < effort.budget / 10:
             self.run()
@@ -116,6 +130,7 @@ def race(workload: Workload, effort: Effort) -> Outcome:
         if entrants:
             outcome.mode = observed_mode(workload, problem)
             take_turns(entrants, effort)
+            outcome.spread = spread(entrants[0].seconds)
     outcome.seconds = {entrant.name: statistics.median(entrant.seconds) for entrant in entrants}
     return outcome
 
@@ -141,7 +156,8 @@ def verified_entrants(outcome: Outcome, problem: Problem) -> list[Entrant]:
             outcome.raised[OURS] = one_line(error)
             return []
     cold = time.perf_counter() - start
-    outcome.warned = [one_line(warning.message) for warning in caught]
+    own = [one_line(w.message) for w in caught if w.category.__module__.startswith("torchjac")]
+    outcome.warned = list(dict.fromkeys(own))
 
     entrants = [Entrant(OURS, functools.partial(derivative, func, *args), cold)]
     for peer in (peer for peer in PEERS if peer.kind == outcome.workload.kind):
@@ -189,11 +205,20 @@ def take_turns(entrants: list[Entrant], effort: Effort) -> None:
         gc.enable()
 
 
+def spread(seconds: list[float]) -> float:
+    """Return the interquartile range over the median."""
+    if len(seconds) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return (high - low) / middle
+
+
 def observed_mode(workload: Workload, problem: Problem) -> str:
     """Return the mode torchjac chose, as seen from within the function it differentiates.
 
-    Forward mode is when a dual level is open while the function runs. The second call is looked at:
-    the first one on a new signature may try out more than it uses.
+    Forward mode is when a dual level is open while the function runs; of a Hessian that shows the
+    outer derivative. The second call is looked at: the first one on a new signature may try out
+    more than it uses.
     """
     func, args = problem
     seen: list[bool] = []
@@ -209,7 +234,8 @@ def observed_mode(workload: Workload, problem: Problem) -> str:
     derivative(watched, *args)
     if not seen:
         return "?"
-    return "forward" if any(seen) else "reverse"
+    mode = "forward" if any(seen) else "reverse"
+    return f"{mode} over ..." if workload.kind == "hessian" else mode
 
 
 def one_line(message: object) -> str:

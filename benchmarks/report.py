@@ -57,13 +57,13 @@ def markdown(outcomes: Sequence[Outcome], threads: int) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return one table: a row per workload, a column per peer, geometric means below."""
     names = peer_names(outcomes[0].workload.kind)
-    head = ["workload", "inputs", "outputs", "mode", "torchjac", "best peer", "to best"]
+    head = ["workload", "inputs", "outputs", "mode", "torchjac", "±", "best peer", "to best"]
     lines = [head + [f"to {name}" for name in names]]
-    lines.append(["---", "--:", "--:", "---", "--:", "---", "--:"] + ["--:"] * len(names))
+    lines.append(["---", "--:", "--:", "---", "--:", "--:", "---", "--:"] + ["--:"] * len(names))
     lines += [row(outcome, names) for outcome in outcomes]
     best = mean(outcome.ratios[outcome.best_peer] for outcome in outcomes if outcome.best_peer)
     means = [mean(o.ratios[name] for o in outcomes if name in o.ratios) for name in names]
-    lines.append(["geometric mean", "", "", "", "", "", best, *means])
+    lines.append(["geometric mean", "", "", "", "", "", "", best, *means])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -75,6 +75,7 @@ def row(outcome: Outcome, names: Sequence[str]) -> list[str]:
         str(outcome.outputs),
         outcome.mode,
         "raised" if mine is None else readable(mine),
+        "" if mine is None else f"{outcome.spread:.0%}",
         best or "",
         cell(outcome, best) if best else "",
         *(cell(outcome, name) for name in names),

@@ -33,6 +33,8 @@ from torchjac.foundations.seeds import Chunk
 
 __all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "linearize"]
 
+_run_backward = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
+
 Direction: TypeAlias = Literal["forward", "reverse"]
 FlatFunction: TypeAlias = Callable[[Sequence[Tensor]], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
@@ -89,16 +91,17 @@ class Graph(Engine):
         reached = [leaf for leaf in seeds if self.values[leaf].requires_grad]
         if not reached:
             return [None] * len(self.primals)
-        return list(
-            torch.autograd.grad(
-                [self.values[leaf] for leaf in reached],
-                self.primals,
-                [seeds[leaf] for leaf in reached],
-                retain_graph=self.retain_graph or not last,
-                create_graph=self.keeps_graph,
-                allow_unused=True,
-            )
+        # What torch.autograd.grad calls after validating what is known to be right here.
+        products: Sequence[Tensor | None] = _run_backward(
+            tuple([self.values[leaf] for leaf in reached]),
+            tuple([seeds[leaf] for leaf in reached]),
+            self.retain_graph or not last,
+            self.keeps_graph,
+            tuple(self.primals),
+            True,  # a primal that was not used has None for a gradient
+            accumulate_grad=False,
         )
+        return list(products)
 
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
@@ -197,12 +200,16 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     differentiable = torch.is_grad_enabled()
     connected = differentiable and any(primal.requires_grad for primal in primals)
     with ordinary_mode():
-        leaves = [
-            primal.view_as(primal)
-            if differentiable and primal.requires_grad
-            else primal.detach().requires_grad_()
-            for primal in primals
-        ]
+        if getattr(function, "captures_primals", False):
+            # A module's own parameters: they are leaves already, and nothing has to be swapped.
+            leaves = list(primals)
+        else:
+            leaves = [
+                primal.view_as(primal)
+                if differentiable and primal.requires_grad
+                else primal.detach().requires_grad_()
+                for primal in primals
+            ]
         values, carried = function(leaves)
     create_graph = connected or (differentiable and reaches_beyond(values, leaves))
     return Graph(values, leaves, carried, create_graph=create_graph)

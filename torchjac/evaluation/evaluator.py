@@ -43,8 +43,8 @@ class _Rows:
             self._filled += length  # zeros so far: nothing needs to exist yet
             return
         if self._filled and not self._pieces and self._buffer is None:
-            self._store(self._zeros(self._filled), 0)
-        self._store(self._zeros(length) if rows is None else rows, self._filled)
+            self._store(_or_zeros(None, self._like, self._filled), 0)
+        self._store(_or_zeros(rows, self._like, length), self._filled)
         self._filled += length
 
     def _store(self, rows: Tensor, at: int) -> None:
@@ -55,15 +55,12 @@ class _Rows:
             self._buffer = rows.new_empty(self._count, *rows.shape[1:])
         self._buffer[at : at + len(rows)] = rows
 
-    def _zeros(self, length: int) -> Tensor:
-        return self._like.detach().new_zeros(length, *self._like.shape)
-
     def whole(self) -> Tensor:
         """All rows, once every chunk has been added."""
         if self._buffer is not None:
             return self._buffer
         if not self._pieces:
-            return self._zeros(self._count)
+            return _or_zeros(None, self._like, self._count)
         return self._pieces[0] if len(self._pieces) == 1 else torch.cat(self._pieces)
 
 
@@ -84,9 +81,9 @@ def run(
             tried again.
         before_chunk: called before every chunk but the first, to set the random state back.
     """
-    total = seeds.total
+    total, counts = seeds.total, seeds.layout.counts
     size = total if chunk_size is None else min(chunk_size, total)
-    rows = _empty_rows(engine, seeds) if engine.direction == "reverse" else []
+    rows: list[list[_Rows]] = []
     start = 0
     while start < total:
         stop = min(start + size, total)
@@ -101,19 +98,30 @@ def run(
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
+        if stop - start == total and len(counts) == 1:
+            # One chunk, one leaf: the products are the block, and nothing has to be gathered.
+            likes = _other_side(engine)
+            return [[_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]]
         # A forward engine knows its outputs only now.
         rows = rows or _empty_rows(engine, seeds)
         for leaf, _, at, length in seeds.layout.sections(start, stop):
             for gathered, product in zip(rows[leaf], products, strict=True):
                 gathered.add(None if product is None else product[at : at + length], length)
         start = stop
-    return [[gathered.whole() for gathered in row] for row in rows]
+    return [[gathered.whole() for gathered in row] for row in rows or _empty_rows(engine, seeds)]
+
+
+def _other_side(engine: Engine) -> Sequence[Tensor]:
+    return engine.primals if engine.direction == "reverse" else engine.values
 
 
 def _empty_rows(engine: Engine, seeds: IdentitySeeds) -> list[list[_Rows]]:
-    other_side = engine.primals if engine.direction == "reverse" else engine.values
-    writable = not engine.keeps_graph
-    return [[_Rows(count, like, writable) for like in other_side] for count in seeds.layout.counts]
+    likes, writable = _other_side(engine), not engine.keeps_graph
+    return [[_Rows(count, like, writable) for like in likes] for count in seeds.layout.counts]
+
+
+def _or_zeros(rows: Tensor | None, like: Tensor, length: int) -> Tensor:
+    return like.detach().new_zeros(length, *like.shape) if rows is None else rows
 
 
 def _pass(engine: Engine, seeds: IdentitySeeds, start: int, stop: int) -> list[Tensor | None]:
@@ -135,34 +143,33 @@ def assemble(
     Dense: ``(*out, *in)``. Independent samples: ``(B, *out, *in)``. The dtype is the input's, as it
     is for any gradient, so that it does not depend on the direction.
     """
-    place = _from_rows if engine.direction == "reverse" else _from_columns
-    return [
-        [
-            place(
-                blocks[o][i] if engine.direction == "reverse" else blocks[i][o],
-                value.shape,
-                primal.shape,
-                batched,
-            ).to(primal.dtype)
-            for i, primal in enumerate(primals)
-        ]
-        for o, value in enumerate(engine.values)
-    ]
+    reverse = engine.direction == "reverse"
+    leaves: list[list[Tensor]] = []
+    for o, value in enumerate(engine.values):
+        row = []
+        for i, primal in enumerate(primals):
+            if reverse:
+                leaf = _from_rows(blocks[o][i], value.shape, primal.shape, batched)
+            else:
+                leaf = _from_columns(blocks[i][o], value.shape, primal.shape, batched)
+            row.append(leaf if leaf.dtype == primal.dtype else leaf.to(primal.dtype))
+        leaves.append(row)
+    return leaves
 
 
 def _from_rows(block: Tensor, output: torch.Size, primal: torch.Size, batched: bool) -> Tensor:
     if not batched:
         # (m, *in) -> (*out, *in)
-        return block.reshape(*output, *primal)
+        return block if len(output) == 1 else block.reshape((*output, *primal))
     # (m, B, *in) -> (B, m, *in) -> (B, *out, *in)
-    return block.transpose(0, 1).reshape(*output, *primal[1:])
+    return block.transpose(0, 1).reshape((*output, *primal[1:]))
 
 
 def _from_columns(block: Tensor, output: torch.Size, primal: torch.Size, batched: bool) -> Tensor:
     if not batched:
         # (n, *out) -> (*in, *out) -> (*out, *in)
-        block = block.reshape(*primal, *output)
-        return block.permute(*range(len(primal), block.dim()), *range(len(primal)))
+        block = block.reshape((*primal, *output))
+        return block.permute((*range(len(primal), block.dim()), *range(len(primal))))
     # (n, B, *out) -> (*in, B, *out) -> (B, *out, *in)
-    block = block.reshape(*primal[1:], *output)
-    return block.permute(*range(len(primal) - 1, block.dim()), *range(len(primal) - 1))
+    block = block.reshape((*primal[1:], *output))
+    return block.permute((*range(len(primal) - 1, block.dim()), *range(len(primal) - 1)))

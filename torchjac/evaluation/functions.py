@@ -23,6 +23,7 @@ class Jacobian:
 
     def __init__(self, function: FlatFunction, direction: Direction, *, vectorise: bool) -> None:
         self._function, self._direction, self._vectorise = function, direction, vectorise
+        self.captures_primals = getattr(function, "captures_primals", False)
         self.num_values = 0
         """How many of the carried tensors are outputs of the inner function; known once evaluated."""
 

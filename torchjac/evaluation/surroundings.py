@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,17 +17,13 @@ __all__ = ["Draw", "compiling", "exclusively", "has_values", "inside_transform",
 
 _functorch = torch._C._functorch  # type: ignore[attr-defined]
 
-if hasattr(torch, "compiler") and hasattr(torch.compiler, "is_compiling"):
+def _never() -> bool:
+    """What `compiling` is before torch 2.1, whose compiler cannot trace torch.func at all."""
+    return False
 
-    def compiling() -> bool:
-        """True while torch.compile traces the call."""
-        return torch.compiler.is_compiling()
 
-else:  # torch < 2.1 cannot trace torch.func at all
-
-    def compiling() -> bool:
-        """True while torch.compile traces the call."""
-        return False
+compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
+"""True while torch.compile traces the call."""
 
 
 def inside_transform() -> bool:
@@ -39,7 +35,10 @@ def has_values(tensors: Sequence[Tensor]) -> bool:
     """True where tensors hold numbers that can be compared: no transform, no trace, no fake tensor."""
     if compiling() or inside_transform() or torch._C._len_torch_dispatch_stack():
         return False
-    return not any(tensor.is_meta or hasattr(tensor, "fake_mode") for tensor in tensors)
+    for tensor in tensors:
+        if tensor.is_meta or hasattr(tensor, "fake_mode"):
+            return False
+    return True
 
 
 # PyTorch's forward-mode levels and `functional_call` are global to the process: two threads inside
@@ -47,9 +46,12 @@ def has_values(tensors: Sequence[Tensor]) -> bool:
 _exclusive = threading.RLock()
 
 
-def exclusively() -> contextlib.AbstractContextManager[object]:
+_unguarded = contextlib.nullcontext()
+
+
+def exclusively(needed: bool = True) -> contextlib.AbstractContextManager[object]:
     """The lock for forward mode and for modules; passed by under a compiler, which cannot trace it."""
-    return contextlib.nullcontext() if compiling() else _exclusive
+    return _exclusive if needed and not compiling() else _unguarded
 
 
 @contextlib.contextmanager

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchjac.planning.memory import Record
-
 __all__ = ["look"]
 
 
@@ -31,10 +29,10 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def look(evaluate: Callable[[], Sequence[Tensor]]) -> Record:
-    """Evaluate a function once, plainly, and record what it is like.
+def look(evaluate: Callable[[], Sequence[Tensor]]) -> tuple[tuple[int, ...], int]:
+    """Evaluate a function once, plainly; return the elements of its outputs and its largest result.
 
-    An exception that this raises is the function's own, for nothing is differentiated here.
+    The largest result is that of any op, in bytes. An exception that this raises is the function's own, for nothing is differentiated here.
     """
     with torch.no_grad(), _Largest() as largest:
         try:
@@ -44,4 +42,4 @@ def look(evaluate: Callable[[], Sequence[Tensor]]) -> Record:
     if not largest.nbytes:
         with torch.no_grad():
             values = evaluate()
-    return Record(output_counts=tuple(value.numel() for value in values), largest=largest.nbytes)
+    return tuple(value.numel() for value in values), largest.nbytes

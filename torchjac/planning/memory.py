@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from torchjac.planning.ways import Way
+
 __all__ = ["Record", "forget_everything", "recall", "remember"]
 
 _MOST = 4096
@@ -24,13 +26,15 @@ class Record:
     """Elements of each differentiable output."""
     largest: int
     """Bytes of the largest tensor that any op of the function made."""
+    ways: tuple[Way, ...]
+    """The ways that the options leave, best first."""
     slower: bool = False
     """Whether the problem's own function was refused, and its slower alternative is used."""
     refused: int = 0
     """How many of the ways, in their order, PyTorch has refused."""
     distrusted: bool = False
     """Whether a check has failed, so that only the trusted way will do."""
-    checked: set[Hashable] = field(default_factory=set)
+    checked: set[Way] = field(default_factory=set)
     """The ways whose result has been compared with a trusted pass."""
 
 

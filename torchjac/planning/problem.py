@@ -39,7 +39,7 @@ class Problem:
     chunk_size: int | Literal["auto"] | None = "auto"
     check: str = "first"
 
-    def ways(self, num_outputs: int) -> list[Way]:
+    def ways(self, num_outputs: int) -> tuple[Way, ...]:
         """The ways that the options leave, best first."""
         vectorise = self.chunk_size != 1
         if self.order == 2:
@@ -72,3 +72,11 @@ class Answer:
     carried: Sequence[Tensor]
     graph: Graph | None
     """The graph that the answer was read from, where plain autograd recorded one."""
+    to_check: bool
+    """Whether the options want the answer compared with a trusted one."""
+
+    def handed_out(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The values and what was carried, without a graph that ends at private leaves."""
+        if self.graph is None or self.graph.keeps_graph:
+            return self.values, self.carried
+        return [value.detach() for value in self.values], [more.detach() for more in self.carried]

@@ -24,6 +24,9 @@ __all__ = ["of_arguments", "of_function"]
 _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 
+_MODULE = 0  # no object has this id
+
+
 class _Identity:
     """An object told apart by identity and held weakly: once it is gone it equals nothing."""
 
@@ -41,9 +44,15 @@ class _Identity:
         return isinstance(other, _Identity) and subject is not None and subject is other._ref()
 
 
-def of_function(func: Any) -> Hashable:
-    """Describe ``func`` by its code and by the functions and modules that the code can reach."""
-    return _describe(func, set())
+def of_function(func: Any) -> tuple[Hashable, bool]:
+    """Describe ``func`` by its code and by the functions and modules that the code can reach.
+
+    Returns:
+        The description, and whether a module was among what it reaches.
+    """
+    seen: set[int] = set()
+    described = _describe(func, seen)
+    return described, _MODULE in seen
 
 
 def _describe(subject: Any, seen: set[int]) -> Hashable:
@@ -55,6 +64,7 @@ def _describe(subject: Any, seen: set[int]) -> Hashable:
         seen.add(id(subject))
         return (subject.__code__, *_reached(subject, seen))
     if isinstance(subject, torch.nn.Module):
+        seen.add(_MODULE)
         # Training mode changes what runs: batch norm couples the samples, dropout draws.
         return (_Identity(subject), *[module.training for module in subject.modules()])
     if isinstance(subject, types.MethodType):
@@ -73,7 +83,7 @@ def _describe(subject: Any, seen: set[int]) -> Hashable:
             return _Identity(subject)
         except TypeError:  # no weak references to it: a built-in, or a class with slots
             return (type(subject), getattr(subject, "__qualname__", None))
-    return type(subject)
+    return type(subject).__qualname__
 
 
 def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
@@ -107,8 +117,8 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 def of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     """Describe arguments by tree, shapes, dtypes and devices."""
-    if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
-        return tuple((arg.shape, arg.dtype, arg.device) for arg in args)
+    if not kwargs and all([isinstance(arg, torch.Tensor) for arg in args]):
+        return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
     leaves, spec = flatten((args, dict(kwargs)))
     described = [
         (leaf.shape, leaf.dtype, leaf.device)

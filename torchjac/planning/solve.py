@@ -5,8 +5,6 @@ This is the one path that every transform of a function takes.
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 
 from torchjac.errors import TorchjacError
@@ -48,7 +46,7 @@ def solve(problem: Problem) -> Answer:
     elif record.slower and problem.slower is not None:
         problem.function = problem.slower
     answer = _first_that_works(problem, record, draw)
-    if _to_check(problem, answer.way, record):
+    if answer.to_check:
         trusted = answer.way.trusted
         answer = verified(
             problem,
@@ -57,40 +55,46 @@ def solve(problem: Problem) -> Answer:
             draw or Draw(problem.primals),
             lambda: _attempt(problem, trusted, record),
         )
-    answer.graph = None
     return answer
 
 
 def _to_check(problem: Problem, way: Way, record: Record | None) -> bool:
-    if problem.check == "never" or not has_values(problem.primals):
+    if record is None or problem.check == "never":
         return False
-    return record is None or problem.check == "always" or way not in record.checked
+    pending = problem.check == "always" or way not in record.checked
+    return pending and has_values(problem.primals)
 
 
 def _first_look(problem: Problem, draw: Draw) -> Record:
     """See the function for the first time; what it raises here is its own and comes out as it is."""
+    slower = False
     if problem.recorded is not None:
         values = problem.recorded.values
-        return Record(tuple(value.numel() for value in values), describe(values)[1])
-    try:
+        counts, largest = tuple(value.numel() for value in values), describe(values)[1]
+    else:
         with draw.aside():
-            record = look(lambda: problem.function(problem.primals)[0])
+            counts, largest, slower = _looked(problem)
+    return Record(counts, largest, problem.ways(problem.rows(counts)), slower)
+
+
+def _looked(problem: Problem) -> tuple[tuple[int, ...], int, bool]:
+    try:
+        return *look(lambda: problem.function(problem.primals)[0]), False
     except TorchjacError:
         raise
     except Exception as error:
-        if problem.slower is None or is_out_of_memory(error):
+        slower = problem.slower
+        if slower is None or is_out_of_memory(error):
             raise
-        with draw.aside():
-            record = look(lambda: problem.slower(problem.primals)[0])
-        problem.function, record.slower = problem.slower, True
+        counts, largest = look(lambda: slower(problem.primals)[0])
+        problem.function = slower
         warn_slower(problem.name, error, len(problem.primals[0]))
-    return record
+        return counts, largest, True
 
 
 def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> Answer:
     """Try the ways in order, from the first that PyTorch has not refused before."""
-    ways = problem.ways(problem.rows(record.output_counts))
-    ways = [ways[0].trusted] if record.distrusted else ways[record.refused :]
+    ways = (record.ways[0].trusted,) if record.distrusted else record.ways[record.refused :]
     refusals = Refusals(problem.name)
     for rank, way in enumerate(ways):
         if refusals.rule_out(way):
@@ -143,7 +147,7 @@ def _attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
         # Without inputs there is no forward pass that could tell what the outputs are.
         way = way._replace(direction="reverse")
     function = problem.differentiated(way)
-    with exclusively() if way.direction == "forward" else contextlib.nullcontext():
+    with exclusively(way.direction == "forward"):
         engine = problem.recorded or linearize(function, problem.primals, way.direction)
         return _read_off(problem, way, function, engine, record)
 
@@ -156,7 +160,8 @@ def _read_off(
     layout = Layout(engine.values if reverse else engine.primals, batched=problem.batched)
     size = _chunk_size(problem, way, layout.total, record)
     graph = engine if isinstance(engine, Graph) else None
-    if graph is not None and _to_check(problem, way, record):
+    to_check = _to_check(problem, way, record)
+    if graph is not None and to_check:
         graph.retain_graph = True
     redraw = None
     if not reverse and size is not None and size < layout.total and not compiling():
@@ -166,10 +171,7 @@ def _read_off(
     values, carried = engine.values, engine.carried
     if isinstance(function, Jacobian):
         values, carried = carried[: function.num_values], carried[function.num_values :]
-    if graph is not None and not graph.keeps_graph:
-        # The graph ends at private leaves: nobody could ever use it.
-        values, carried = [v.detach() for v in values], [c.detach() for c in carried]
-    return Answer(way, layout.total, leaves, values, carried, graph)
+    return Answer(way, layout.total, leaves, values, carried, graph, to_check)
 
 
 def _chunk_size(problem: Problem, way: Way, passes: int, record: Record | None) -> int | None:
@@ -179,8 +181,8 @@ def _chunk_size(problem: Problem, way: Way, passes: int, record: Record | None) 
         return problem.chunk_size
     if record is None:
         return None
-    n = sum(primal.numel() for primal in problem.primals)
-    m, itemsize = sum(record.output_counts), max(p.element_size() for p in problem.primals)
+    n = sum([primal.numel() for primal in problem.primals])
+    m, itemsize = sum(record.output_counts), max([p.element_size() for p in problem.primals])
     if way.inner is None:
         held = bytes_per_pass(record.largest, n + m, itemsize)
     else:

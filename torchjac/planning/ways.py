@@ -28,12 +28,12 @@ class Way(NamedTuple):
         return f"{mode} mode, " + ("vmapped passes" if self.vectorised else "one pass at a time")
 
 
-def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) -> list[Way]:
+def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) -> tuple[Way, ...]:
     speeds = (True, False) if vectorise else (False,)
-    return [Way(outer, speed, inner) for outer, inner in modes for speed in speeds]
+    return tuple(Way(outer, speed, inner) for outer, inner in modes for speed in speeds)
 
 
-def jacobian_ways(mode: str, num_inputs: int, num_outputs: int, *, vectorise: bool) -> list[Way]:
+def jacobian_ways(mode: str, num_inputs: int, num_outputs: int, *, vectorise: bool) -> tuple[Way, ...]:
     """Order the ways to a Jacobian.
 
     The chosen mode comes first, vmapped and then one pass at a time, which needs no batching rule
@@ -48,7 +48,7 @@ def jacobian_ways(mode: str, num_inputs: int, num_outputs: int, *, vectorise: bo
     return _ladder([(first, None), (second, None)], vectorise)
 
 
-def hessian_ways(mode: str, num_outputs: int, *, vectorise: bool) -> list[Way]:
+def hessian_ways(mode: str, num_outputs: int, *, vectorise: bool) -> tuple[Way, ...]:
     """Order the ways to a Hessian; automatically none with forward mode inside."""
     if mode != "auto":
         outer, inner = mode.split("-over-")

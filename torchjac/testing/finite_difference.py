@@ -13,7 +13,7 @@ from torch import Tensor
 from torchjac.errors import OptionError, OptionTypeError, UnsupportedError
 from torchjac.foundations.pytree import unflatten
 from torchjac.testing.differences import Estimate, Line, along, first_step
-from torchjac.testing.point import Point, flat, split
+from torchjac.testing.point import Point, flat, split, unravel
 from torchjac.testing.tolerances import precision
 
 __all__ = ["column", "direction", "finite_difference_jac"]
@@ -48,8 +48,8 @@ def finite_difference_jac(
             (no ``abs``, ``norm``, ``max``, comparison); it is refused where a central difference
             along a random direction contradicts it. ``"auto"`` takes complex steps where they are
             accepted and central differences elsewhere.
-        step: the longest displacement, relative to ``max(1, abs(entry))``; each of the four
-            others is an eighth of the one before. The default suits functions that vary over lengths of about one.
+        step: the longest displacement, relative to ``max(1, abs(entry))``; four more follow,
+            down to 1/1400 of it. The default suits functions that vary over lengths of about one.
 
     Returns:
         A callable with ``func``'s signature that returns the Jacobian, ``(jacobian, error)`` with
@@ -142,20 +142,12 @@ def _entry_line(point: Point, leaf: int, entry: int) -> Line:
         leaves = list(point.leaves)
         leaves[leaf] = moved = leaves[leaf].clone()
         # A view of one entry, whatever the strides.
-        position = _position(entry, moved.shape)
+        position = unravel(entry, moved.shape)
         start = float(moved[position])
         moved[position] += displacement
         return flat(point.values(leaves)), float(moved[position]) - start
 
     return line
-
-
-def _position(entry: int, shape: torch.Size) -> tuple[int, ...]:
-    position = []
-    for side in reversed(shape):
-        entry, index = divmod(entry, side)
-        position.append(index)
-    return tuple(reversed(position))
 
 
 def _matrix(point: Point, method: str, step: float | None) -> Estimate:
@@ -193,7 +185,7 @@ def _complex_matrix(point: Point) -> Tensor:
             h = torch.finfo(tensor.dtype).eps ** 2
             for entry in range(tensor.numel()):
                 moved = [_as_complex(each) for each in point.leaves]
-                moved[leaf][_position(entry, tensor.shape)] += 1j * h
+                moved[leaf][unravel(entry, tensor.shape)] += 1j * h
                 values = point.raw_values(_as_complex, moved)
                 columns.append(flat([_imaginary(value) for value in values]) / h)
     return torch.stack(columns, dim=1) if columns else torch.zeros(m, 0, dtype=torch.float64)

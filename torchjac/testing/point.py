@@ -12,7 +12,7 @@ from torch import Tensor
 from torchjac.errors import ArgumentError, ArgumentTypeError, OptionError, OutputTypeError
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 
-__all__ = ["Point", "flat", "split"]
+__all__ = ["Point", "flat", "split", "unravel"]
 
 Function = Callable[..., Any]
 
@@ -157,6 +157,15 @@ def split(vector: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:
         piece.reshape(like.shape).to(like.device, like.dtype)
         for piece, like in zip(pieces, likes, strict=True)
     ]
+
+
+def unravel(position: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """The index within ``shape`` of the entry at ``position`` of the flat vector."""
+    index = []
+    for side in reversed(shape):
+        position, along = divmod(position, side)
+        index.append(along)
+    return tuple(reversed(index))
 
 
 def leaf_labels(name: str, spec: TreeSpec) -> list[str]:

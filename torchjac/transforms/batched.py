@@ -115,7 +115,7 @@ def batched_jac(
             )
         )
         tree = batch.outcome.jacobian([batch.input_trees(row) for row in answer.leaves])
-        return batch.packed(tree, answer.values, answer.carried)
+        return batch.packed(tree, answer)
 
     return jacobians
 
@@ -134,6 +134,7 @@ class _BatchCall(Call):
     ) -> None:
         super().__init__(options, func, args, kwargs)
         self._in_dims, self._randomness = in_dims, randomness
+        self.captures_primals = False  # every sample has parameters of its own
         self._argument_dims = self._spread(in_dims)
         self._sizes = {
             leaf.shape[dim]

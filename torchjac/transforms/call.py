@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.evaluation.surroundings import compiling, exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
+from torchjac.planning.problem import Answer
 from torchjac.planning.signature import of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
 
@@ -69,11 +69,15 @@ class Call:
         self.options = options
         if not compiling() and torch.is_inference_mode_enabled():
             args, kwargs = map_tree(_usable, (args, dict(kwargs)))
-        self._func, self._args, self._kwargs = func, args, kwargs
+        self._func, self._args, self._kwargs = func, args, dict(kwargs)
         self._positions: list[int] = []
         self._specs: list[TreeSpec] = []
         self.primals: list[Tensor] = []
         self._outcome: Outcome | None = None
+        # A thread that differentiates a module by its parameters may swap them meanwhile.
+        self._runs_module = isinstance(func, torch.nn.Module)
+        self.captures_primals = options.argnums == PARAMS
+        """Whether the function finds its primals by itself, because they are a module's parameters."""
         if options.argnums == PARAMS:
             self._take_parameters()
         else:
@@ -81,12 +85,15 @@ class Call:
 
     def _take_parameters(self) -> None:
         assert isinstance(self._func, torch.nn.Module)
-        named = {name: p for name, p in self._func.named_parameters() if p.requires_grad}
+        with exclusively():
+            named = {name: p for name, p in self._func.named_parameters() if p.requires_grad}
         if not named:
             raise ArgumentError(
                 f"{self.options.name}(argnums='params'): no parameter of {type(self._func).__name__} "
                 f"requires grad. Set requires_grad on those that the derivative is wanted for."
             )
+        for name, parameter in named.items():
+            self._check_leaf(parameter, name)
         self._names = list(named)
         self.primals, spec = flatten(named)
         self._specs = [spec]
@@ -115,7 +122,7 @@ class Call:
                 f"{name}(argnums={argnums!r}): the argument holds no tensor to differentiate by."
             )
 
-    def _check_leaf(self, leaf: object, number: int) -> None:
+    def _check_leaf(self, leaf: object, number: int | str) -> None:
         where = f"{self.options.name}(argnums={self.options.argnums!r}): argument {number}"
         if not isinstance(leaf, Tensor):
             raise ArgumentTypeError(
@@ -159,20 +166,20 @@ class Call:
 
     def _apply(self, leaves: Sequence[Tensor], args: Sequence[Any]) -> Any:
         """Call the user's function with ``args``, the differentiated leaves among them replaced."""
-        if self.options.argnums == PARAMS:
-            assert isinstance(self._func, torch.nn.Module)
-            parameters = dict(zip(self._names, leaves, strict=True))
-            with exclusively():
-                return torch.func.functional_call(
-                    self._func, parameters, tuple(_copied(args)), _copied(self._kwargs)
-                )
         full, source = list(args), iter(leaves)
-        for position, spec in zip(self._positions, self._specs, strict=True):
+        # Parameters have no position among the arguments.
+        for position, spec in zip(self._positions, self._specs, strict=False):
             full[position] = unflatten([next(source) for _ in range(spec.num_leaves)], spec)
-        # A thread that differentiates a module by its parameters swaps them meanwhile.
-        module = isinstance(self._func, torch.nn.Module)
-        with exclusively() if module else contextlib.nullcontext():
-            return self._func(*_copied(full), **_copied(self._kwargs))
+        args, kwargs = _copied(full), _copied(self._kwargs)
+        with exclusively(self._runs_module):
+            if self.options.argnums != PARAMS or self._are_parameters(leaves):
+                return self._func(*args, **kwargs)
+            assert isinstance(self._func, torch.nn.Module)
+            swapped = dict(zip(self._names, leaves, strict=True))
+            return torch.func.functional_call(self._func, swapped, tuple(args), kwargs)
+
+    def _are_parameters(self, leaves: Sequence[Tensor]) -> bool:
+        return all([leaf is own for leaf, own in zip(leaves, self.primals, strict=True)])
 
     def _kind(self, output: object) -> str:
         if output is None:
@@ -197,11 +204,8 @@ class Call:
 
     def signature(self) -> Hashable:
         """What makes another call the same as this one."""
-        return (
-            self.options,
-            of_function(self._func),
-            of_arguments(self._args, self._kwargs),
-        )
+        function, self._runs_module = of_function(self._func)
+        return (self.options, function, of_arguments(self._args, self._kwargs))
 
     def input_trees(self, leaves: Sequence[Any]) -> Any:
         """Put one value per differentiated leaf into the trees of the chosen arguments."""
@@ -209,10 +213,11 @@ class Call:
         trees = [unflatten([next(source) for _ in range(s.num_leaves)], s) for s in self._specs]
         return tuple(trees) if isinstance(self.options.argnums, tuple) else trees[0]
 
-    def packed(self, result: Any, values: Sequence[Tensor], carried: Sequence[Tensor]) -> Any:
+    def packed(self, result: Any, answer: Answer) -> Any:
         """The result alone, or with the value before it and the auxiliary data behind it."""
         if not self.options.return_value and not self.options.has_aux:
             return result
+        values, carried = answer.handed_out()
         parts = [result]
         if self.options.return_value:
             parts.insert(0, self.outcome.value(values, carried))
@@ -223,7 +228,7 @@ class Call:
 
 def _copied(arguments: Any) -> Any:
     """Copy every tensor of a list of arguments, or of a dict of keyword arguments."""
-    if isinstance(arguments, Mapping):
+    if isinstance(arguments, dict):
         return {name: _copied([argument])[0] for name, argument in arguments.items()}
     return [
         argument.clone()

@@ -83,6 +83,6 @@ def hessian(
         n = len(call.primals)
         rows = [call.input_trees(row) for row in answer.leaves]
         outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
-        return call.packed(call.outcome.jacobian(outputs), answer.values, answer.carried)
+        return call.packed(call.outcome.jacobian(outputs), answer)
 
     return second_derivative

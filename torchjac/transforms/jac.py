@@ -101,6 +101,6 @@ def jac(
             )
         )
         tree = call.outcome.jacobian([call.input_trees(row) for row in answer.leaves])
-        return call.packed(tree, answer.values, answer.carried)
+        return call.packed(tree, answer)
 
     return jacobian
