@@ -34,6 +34,7 @@ class Case:
     outputs: int
     inputs: int
     build: Callable[[], Problem]
+    grad_mode: bool = False
 
     @property
     def result(self) -> int:
@@ -46,13 +47,14 @@ class Case:
         return 6 * self.result + 512 * MEGABYTE
 
 
-def conv_case(side: int, channels: int) -> Case:
+def conv_case(side: int, channels: int, *, grad_mode: bool) -> Case:
     def build() -> Problem:
         from .workloads import conv_same_size
 
         return conv_same_size(channels, side)
 
-    return Case(f"conv {side}×{side}, {channels} channels", side**2, side**2, build)
+    name = f"conv {side}×{side}, {channels} channels, " + ("grad mode" if grad_mode else "no_grad")
+    return Case(name, side**2, side**2, build, grad_mode)
 
 
 def rbf_case(outputs: int, inputs: int) -> Case:
@@ -64,7 +66,12 @@ def rbf_case(outputs: int, inputs: int) -> Case:
     return Case("RBF residuals", outputs, inputs, build)
 
 
-CASES = [conv_case(48, 32), rbf_case(2500, 301), rbf_case(10000, 1001)]
+CASES = [
+    conv_case(48, 32, grad_mode=False),
+    conv_case(48, 32, grad_mode=True),
+    rbf_case(2500, 301),
+    rbf_case(10000, 1001),
+]
 
 
 # --- in the child: one Jacobian, one peak --------------------------------------------------------
@@ -83,7 +90,8 @@ def measure(case: Case, peer: str) -> dict[str, Any]:
     derivative = torchjac.jac if peer == "torchjac" else jacrev
     func(*args)  # libraries, thread pools and caches are no part of what is measured
     before, start = status("VmRSS"), time.perf_counter()
-    jac = derivative(func)(*args)
+    with torch.set_grad_enabled(case.grad_mode):
+        jac = derivative(func)(*args)
     seconds = time.perf_counter() - start
     assert jac.numel() == case.outputs * case.inputs
     return {"peak": status("VmHWM") - before, "seconds": seconds}
@@ -113,12 +121,17 @@ def status(field: str) -> int:
 def run_child(index: int, peer: str) -> dict[str, Any]:
     """Measure in a process of its own; return what it measured, or ``{"failed": reason}``."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", str(index), peer]
+    root = Path(__file__).parent.parent
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        child = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
     except subprocess.TimeoutExpired:
         return {"failed": f"not done after {TIMEOUT:.0f} s"}
     if child.returncode < 0:
         return {"failed": f"killed by signal {-child.returncode}"}
+    if "allocate memory" in child.stderr:
+        return {"failed": "out of memory"}
     if child.returncode > 0:
         lines = child.stderr.strip().splitlines() or ["no message"]
         return {"failed": lines[-1][:120]}
@@ -149,7 +162,9 @@ HEAD = """\
 # Peak memory of large Jacobians
 
 The peak resident memory above what was in use before the call, each in a process of its own. The
-bound is six times the result plus 512 MB; torchjac runs with `chunk_size="auto"`.
+bound is six times the result plus 512 MB; torchjac runs with `chunk_size="auto"`. In grad mode the
+Jacobian of a module can be differentiated by its parameters, torchjac's as well as `jacrev`'s: it
+holds the graph of every row, and no chunking can save that.
 
 | workload | inputs | outputs | result | torchjac | bound | within | jacrev |
 | --- | --: | --: | --: | --: | --: | --- | --- |"""

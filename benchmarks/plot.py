@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from .race import Outcome
 from .report import TITLES, peer_names
 
-# Okabe and Ito's palette, which stays apart for colour-blind readers; shapes repeat the distinction.
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the shapes say the same again.
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 MARKERS = ["o", "s", "^", "v", "D", "P", "X"]
 INK, PALE = "#333333", "#DDDDDD"
@@ -37,7 +39,7 @@ def save_plot(outcomes: Sequence[Outcome], path: Path, subtitle: str) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for axis, (title, rows) in zip(axes[:, 0], panels):
+    for axis, (title, rows) in zip(axes[:, 0], panels, strict=True):
         draw_panel(axis, title, rows)
     axes[-1, 0].set_xlabel("time of torchjac / time of peer  (left of 1: torchjac is faster)")
     figure.suptitle(f"torchjac against its peers\n{subtitle}", fontsize=9, color=INK)
@@ -51,13 +53,13 @@ def draw_panel(axis: Axes, title: str, rows: Sequence[Outcome]) -> None:
     axis.set_xscale("log")
     axis.axvline(1, color=INK, linewidth=1, zorder=1)
     heights = range(len(rows), 0, -1)
-    for height, outcome in zip(heights, rows):
+    for height, outcome in zip(heights, rows, strict=True):
         reach = [*outcome.ratios.values(), 1.0]
         axis.plot([min(reach), max(reach)], [height, height], color=PALE, linewidth=2, zorder=0)
-    for name, color, marker in zip(peer_names(rows[0].workload.kind), COLORS, MARKERS):
-        points = [(o.ratios[name], h) for h, o in zip(heights, rows) if name in o.ratios]
-        x, y = zip(*points) if points else ((), ())
-        axis.scatter(x, y, s=34, color=color, marker=marker, alpha=0.85, label=name, zorder=2)
+    styles = itertools.cycle(zip(COLORS, MARKERS, strict=True))
+    for name, (color, marker) in zip(peer_names(rows[0].workload.kind), styles, strict=False):
+        ratios = [outcome.ratios.get(name, math.nan) for outcome in rows]
+        axis.scatter(ratios, heights, s=34, color=color, marker=marker, label=name, zorder=2)
     labels = [f"{o.workload.name}   {o.inputs} → {o.outputs}" for o in rows]
     axis.set_yticks(list(heights), labels, fontsize=8.5)
     axis.set_ylim(0.4, len(rows) + 0.6)

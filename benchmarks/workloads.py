@@ -8,6 +8,7 @@ else has to be written down. Modules keep parameters that require grad, as peopl
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def serial_arm(a: Sequence[float], d: Sequence[float], alpha: Sequence[float]) -
         c, s = math.cos(alpha), math.sin(alpha)
         return matrix([1, 0, 0, a], [0, c, -s, 0], [0, s, c, d], [0, 0, 0, 1])
 
-    links = torch.stack([link(*parameters) for parameters in zip(a, d, alpha)])
+    links = torch.stack([link(*parameters) for parameters in zip(a, d, alpha, strict=True)])
     cos_part = matrix([1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]) @ links
     sin_part = matrix([0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]) @ links
     rest = matrix([0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]) @ links
@@ -125,7 +126,7 @@ def tiny() -> Problem:
 def tanh_mlp(*widths: int) -> nn.Sequential:
     """Return linear layers of these widths with a tanh between each two."""
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:]):
+    for width_in, width_out in itertools.pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.Tanh()]
     return nn.Sequential(*layers[:-1])
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchjac.evaluation.surroundings import compiling, exclusively
+from torchjac.foundations.seeds import Chunk
 
-__all__ = ["vectorised"]
+__all__ = ["vectorised", "vectorised_eagerly"]
 
-_functorch = torch._C._functorch  # type: ignore[attr-defined]
+Product: TypeAlias = Callable[[Chunk], Sequence["Tensor | None"]]
+
+_functorch = torch._C._functorch
 
 
 @functools.cache
@@ -27,20 +31,30 @@ def _load_decompositions() -> None:
         torch.func.vmap(torch.neg)(torch.zeros(1))
 
 
-def vectorised(
-    product: Callable[[list[Tensor]], list[Tensor | None]], seeds: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Apply ``product`` to every slice of ``seeds`` along dim 0, in one go.
+def vectorised(product: Product, seeds: Chunk) -> list[Tensor | None]:
+    """Apply ``product`` to every seed of a chunk, in one go.
 
-    Random operations draw once for all slices. A None that ``product`` returns stays None.
+    Random operations draw once for all seeds. A None that ``product`` returns stays None.
     """
-    if compiling():
-        return list(torch.func.vmap(lambda *one: tuple(product(list(one))), randomness="same")(*seeds))
+    if not compiling():
+        return vectorised_eagerly(product, seeds)
+    leaves = list(seeds)
+
+    def positional(*one: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(product(dict(zip(leaves, one, strict=True))))
+
+    return list(torch.func.vmap(positional, randomness="same")(*seeds.values()))
+
+
+def vectorised_eagerly(product: Product, seeds: Chunk) -> list[Tensor | None]:
+    """The same where no compiler can be tracing."""
     _load_decompositions()
-    size = seeds[0].shape[0]
+    size = len(next(iter(seeds.values())))
     level = _functorch._vmap_increment_nesting(size, "same")
     try:
-        batched = [_functorch._add_batch_dim(stack, 0, level) for stack in seeds]
+        batched = {
+            leaf: _functorch._add_batch_dim(stack, 0, level) for leaf, stack in seeds.items()
+        }
         return [
             None if one is None else _functorch._remove_batch_dim(one, level, size, 0)
             for one in product(batched)

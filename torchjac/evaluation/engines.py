@@ -14,6 +14,7 @@ engine       one pass                               where
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
@@ -21,7 +22,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.batching import vectorised
+from torchjac.evaluation.batching import vectorised, vectorised_eagerly
 from torchjac.evaluation.graphs import failing_op, reaches_beyond
 from torchjac.evaluation.surroundings import (
     compiling,
@@ -36,7 +37,9 @@ __all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "
 _run_backward = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
 
 Direction: TypeAlias = Literal["forward", "reverse"]
-FlatFunction: TypeAlias = Callable[[Sequence[Tensor]], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
+FlatFunction: TypeAlias = Callable[
+    [Sequence[Tensor]], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+]
 
 
 class Engine(ABC):
@@ -59,12 +62,7 @@ class Engine(ABC):
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         """The products of a whole stack of seeds, stacked likewise: one vmapped pass."""
-        leaves = list(seeds)
-
-        def product(one: list[Tensor]) -> list[Tensor | None]:
-            return self.multiply(dict(zip(leaves, one, strict=True)), last=last)
-
-        return vectorised(product, list(seeds.values()))
+        return vectorised(lambda one: self.multiply(one, last=last), seeds)
 
 
 class Graph(Engine):
@@ -103,16 +101,14 @@ class Graph(Engine):
         )
         return list(products)
 
-
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         try:
-            return super().multiply_all(seeds, last=last)
+            return vectorised_eagerly(lambda one: self.multiply(one, last=last), seeds)
         except Exception as error:
             # A batching rule that is missing shows far from the op that wants it; find its name.
-            repeat = super().multiply_all
             if not is_out_of_memory(error):
-                op = failing_op(self.values, lambda: repeat(seeds, last=False))
-                error.torchjac_op = op  # type: ignore[attr-defined]
+                repeat = functools.partial(super().multiply_all, seeds, last=False)
+                error.torchjac_op = failing_op(self.values, repeat)  # type: ignore[attr-defined]
             raise
 
 
@@ -167,13 +163,11 @@ class Push(Engine):
         return list(products)
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
-        leaves = list(seeds)
-
-        def product(one: list[Tensor]) -> list[Tensor | None]:
-            products = self.multiply(dict(zip(leaves, one, strict=True)), last=last)
+        def product(one: Chunk) -> list[Tensor | None]:
+            products = self.multiply(one, last=last)
             return [*products, *self.values, *self.carried]
 
-        stacks = vectorised(product, list(seeds.values()))
+        stacks = vectorised(product, seeds)
         # The primal side is the same for every seed; any one of the stack is it.
         count, carried = len(self.values), len(self.carried)
         primal_side = [stack[0] for stack in stacks[count:] if stack is not None]

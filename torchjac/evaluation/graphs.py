@@ -32,9 +32,7 @@ def reaches_beyond(values: Iterable[Tensor], leaves: Sequence[Tensor]) -> bool:
     """
     own = {id(leaf) for leaf in leaves}
     # Only the node that accumulates into a leaf has a variable.
-    return any(
-        id(node.variable) not in own for node in _nodes(values) if hasattr(node, "variable")
-    )
+    return any(id(node.variable) not in own for node in _nodes(values) if hasattr(node, "variable"))
 
 
 def describe(values: Sequence[Tensor]) -> tuple[Hashable, int]:

@@ -70,7 +70,11 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> bool:
         for row, output, cotangent in zip(leaves, outputs, cotangents, strict=True):
             matrix = _matrix(row[i], output, primal, batched)
             # (B, 1, m) @ (B, m, n) -> (B, 1, n)
-            got = got + _wide(cotangent).to(matrix.dtype).reshape(len(matrix), 1, matrix.shape[1]) @ matrix
+            got = (
+                got
+                + _wide(cotangent).to(matrix.dtype).reshape(len(matrix), 1, matrix.shape[1])
+                @ matrix
+            )
             squares = squares + matrix.square().sum(1, keepdim=True)
         if got.numel() == 0:
             continue

@@ -13,9 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Draw", "compiling", "exclusively", "has_values", "inside_transform", "is_out_of_memory", "ordinary_mode"]
+__all__ = [
+    "Draw",
+    "compiling",
+    "exclusively",
+    "has_values",
+    "inside_transform",
+    "is_out_of_memory",
+    "ordinary_mode",
+]
 
 _functorch = torch._C._functorch  # type: ignore[attr-defined]
+
 
 def _never() -> bool:
     """What `compiling` is before torch 2.1, whose compiler cannot trace torch.func at all."""
@@ -70,7 +79,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("allocate memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in text or "out of memory" in text
+    )
 
 
 class Draw:

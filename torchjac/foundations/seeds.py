@@ -18,6 +18,10 @@ __all__ = ["Chunk", "IdentitySeeds"]
 
 Chunk: TypeAlias = "dict[int, Tensor]"
 
+# The elements of seeds that are kept from call to call: making them again costs a small function a
+# tenth of its derivative.
+_FEW = 4096
+
 
 class IdentitySeeds:
     """One seed per row (or column): the identity matrix of the flat space, never held whole.
@@ -29,24 +33,31 @@ class IdentitySeeds:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.total = layout.total
+        self._whole: Chunk | None = None
+
+    def keep_if_small(self) -> None:
+        """Make all seeds now and keep them, where they are few enough to lie around."""
+        elements = self.total * max((shape.numel() for shape, _, _ in self.layout.kinds), default=0)
+        if elements <= _FEW:
+            with torch.inference_mode(False):
+                self._whole = self.chunk(0, self.total)
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""
+        if self._whole is not None and stop - start == self.total:
+            return self._whole
         layout, stacks = self.layout, {}
         for leaf, first, row, length in layout.sections(start, stop):
-            count, like = layout.counts[leaf], layout.likes[leaf]
-            if length == count == stop - start:
-                unit = torch.eye(count, dtype=like.dtype, device=like.device)
-            else:
-                unit = torch.zeros(stop - start, count, dtype=like.dtype, device=like.device)
-                unit[row : row + length, first : first + length] = torch.eye(
-                    length, dtype=like.dtype, device=like.device
-                )
-            stacks[leaf] = self._shaped(unit, like.shape)
+            (shape, dtype, device), count = layout.kinds[leaf], layout.counts[leaf]
+            unit = torch.eye(length, dtype=dtype, device=device)
+            if not length == count == stop - start:
+                part, unit = unit, torch.zeros(stop - start, count, dtype=dtype, device=device)
+                unit[row : row + length, first : first + length] = part
+            stacks[leaf] = self._shaped(unit, shape)
         return stacks
 
     def _shaped(self, unit: Tensor, shape: torch.Size) -> Tensor:
         # (k, count) -> (k, *shape), or (k, count) -> (k, 1, *rest) -> (k, B, *rest), a view.
         if not self.layout.batched:
-            return unit.reshape(-1, *shape)
+            return unit.reshape(-1, *shape) if len(shape) != 1 else unit
         return unit.reshape(-1, 1, *shape[1:]).expand(-1, *shape)

@@ -6,11 +6,11 @@ import os
 
 import torch
 
-__all__ = ["available_memory", "bytes_per_pass", "choose_chunk_size"]
+__all__ = ["always_fits", "available_memory", "bytes_per_pass", "choose_chunk_size"]
 
 _MIB = 2**20
 
-# Up to this much nobody runs out, and asking the system would cost more than the pass.
+# Up to this much nobody runs out, and asking the system would cost more than a small pass takes.
 _ALWAYS_FITS = 16 * _MIB
 # On a CPU a larger working set is no faster, because it leaves the caches; it only costs memory.
 _CPU_WORKING_SET = 256 * _MIB
@@ -34,12 +34,17 @@ def choose_chunk_size(passes: int, bytes_per_pass: int, device: torch.device) ->
         >>> choose_chunk_size(2304, 2**20, torch.device("cpu")) <= 256
         True
     """
-    if passes * bytes_per_pass <= _ALWAYS_FITS:
+    if always_fits(passes, bytes_per_pass):
         return max(passes, 1)
     room = int(available_memory(device) * _SHARE_OF_FREE)
     if device.type == "cpu":
         room = min(room, _CPU_WORKING_SET)
     return max(1, min(passes, room // max(bytes_per_pass, 1)))
+
+
+def always_fits(passes: int, bytes_per_pass: int) -> bool:
+    """Whether all passes at once hold so little that free memory need not be asked."""
+    return passes * bytes_per_pass <= _ALWAYS_FITS
 
 
 def bytes_per_pass(largest: int, elements: int, itemsize: int) -> int:

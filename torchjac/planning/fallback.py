@@ -35,12 +35,9 @@ def warn_slower(name: str, error: Exception, samples: int) -> None:
 class Refusals:
     """The ways that were tried and what PyTorch said to each."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, way: Way, error: Exception) -> None:
         self._name = name
-        self._refused: list[tuple[Way, Exception]] = []
-
-    def __len__(self) -> int:
-        return len(self._refused)
+        self._refused = [(way, error)]
 
     @property
     def first(self) -> Exception:

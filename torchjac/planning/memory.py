@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.planning.ways import Way
 
 __all__ = ["Record", "forget_everything", "recall", "remember"]
@@ -32,10 +33,17 @@ class Record:
     """Whether the problem's own function was refused, and its slower alternative is used."""
     refused: int = 0
     """How many of the ways, in their order, PyTorch has refused."""
+    prepared: dict[Way, IdentitySeeds] = field(default_factory=dict)
+    """The seeds of the ways that take them all at once, holding so little that it always fits."""
     distrusted: bool = False
     """Whether a check has failed, so that only the trusted way will do."""
     checked: set[Way] = field(default_factory=set)
     """The ways whose result has been compared with a trusted pass."""
+
+    @property
+    def next_way(self) -> Way:
+        """The way that the next call takes."""
+        return self.ways[0].trusted if self.distrusted else self.ways[self.refused]
 
 
 _lock = threading.Lock()

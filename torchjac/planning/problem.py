@@ -72,8 +72,6 @@ class Answer:
     carried: Sequence[Tensor]
     graph: Graph | None
     """The graph that the answer was read from, where plain autograd recorded one."""
-    to_check: bool
-    """Whether the options want the answer compared with a trusted one."""
 
     def handed_out(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The values and what was carried, without a graph that ends at private leaves."""

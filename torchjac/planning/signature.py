@@ -25,6 +25,7 @@ _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 
 _MODULE = 0  # no object has this id
+_VALUES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, types.ModuleType})
 
 
 class _Identity:
@@ -56,6 +57,9 @@ def of_function(func: Any) -> tuple[Hashable, bool]:
 
 
 def _describe(subject: Any, seen: set[int]) -> Hashable:
+    kind = type(subject)
+    if kind in _VALUES:
+        return kind
     if isinstance(subject, _SWITCHES):
         return subject
     if id(subject) in seen:
@@ -74,7 +78,7 @@ def _describe(subject: Any, seen: set[int]) -> Hashable:
         return ("partial", *[_describe(part, seen) for part in parts])
     if isinstance(subject, (tuple, list)):
         seen.add(id(subject))
-        return (type(subject).__name__, *[_describe(part, seen) for part in subject])
+        return (kind.__name__, *[_describe(part, seen) for part in subject])
     if isinstance(subject, dict):
         seen.add(id(subject))
         return ("dict", *[_describe(part, seen) for part in subject.values()])
@@ -82,8 +86,8 @@ def _describe(subject: Any, seen: set[int]) -> Hashable:
         try:
             return _Identity(subject)
         except TypeError:  # no weak references to it: a built-in, or a class with slots
-            return (type(subject), getattr(subject, "__qualname__", None))
-    return type(subject).__qualname__
+            return (kind, getattr(subject, "__qualname__", None))
+    return kind
 
 
 def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
@@ -91,14 +95,18 @@ def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
     parts: list[Hashable] = []
     for cell in function.__closure__ or ():
         try:
-            parts.append(_describe(cell.cell_contents, seen))
+            contents = cell.cell_contents
         except ValueError:  # the cell is still empty
-            parts.append("empty")
+            continue
+        kind = type(contents)
+        parts.append(kind if kind in _VALUES else _describe(contents, seen))
     if function.__defaults__:
         parts.append(_describe(function.__defaults__, seen))
     space = function.__globals__
     for name in _names(function.__code__):
         known = space.get(name)
+        if known is None or type(known) in _VALUES:
+            continue
         if isinstance(known, torch.nn.Module):
             parts.append(_describe(known, seen))
         elif isinstance(known, types.FunctionType):

@@ -43,7 +43,9 @@ def verified(
         return answer
     record.distrusted = True
     record.checked.add(trusted)
-    _warn(problem, answer, reason, f"The result was made again, {trusted} ({replaced.passes} passes)")
+    _warn(
+        problem, answer, reason, f"The result was made again, {trusted} ({replaced.passes} passes)"
+    )
     return replaced
 
 

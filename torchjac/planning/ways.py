@@ -33,7 +33,9 @@ def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) ->
     return tuple(Way(outer, speed, inner) for outer, inner in modes for speed in speeds)
 
 
-def jacobian_ways(mode: str, num_inputs: int, num_outputs: int, *, vectorise: bool) -> tuple[Way, ...]:
+def jacobian_ways(
+    mode: str, num_inputs: int, num_outputs: int, *, vectorise: bool
+) -> tuple[Way, ...]:
     """Order the ways to a Jacobian.
 
     The chosen mode comes first, vmapped and then one pass at a time, which needs no batching rule

@@ -12,7 +12,7 @@ from torchjac.errors import OptionError
 from torchjac.testing.differences import Estimate
 from torchjac.testing.finite_difference import direction
 from torchjac.testing.judge import Judge
-from torchjac.testing.point import Point, flat, split
+from torchjac.testing.point import Argnums, Point, flat, split
 from torchjac.testing.probes import Probe
 from torchjac.testing.report import CheckReport
 from torchjac.testing.structure import axes_of, read
@@ -24,7 +24,7 @@ __all__ = ["check_hessian", "check_jac"]
 def check_jac(
     func: Callable[..., Any],
     *args: Any,
-    argnums: int | Sequence[int] | str = 0,
+    argnums: Argnums = 0,
     jac: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     has_aux: bool = False,
@@ -71,7 +71,7 @@ def check_jac(
         differentiable, or a reverse pass that PyTorch refuses.
 
     Raises:
-        DerivativeError: an `AssertionError` that names the entry, what is there, and what should be.
+        DerivativeError: an `AssertionError` that names the entry, what is there and what should be.
         UnsupportedError: there was nothing to compare with at all.
 
     Example:
@@ -113,7 +113,7 @@ def check_jac(
 def check_hessian(
     func: Callable[..., Any],
     *args: Any,
-    argnums: int | Sequence[int] | str = 0,
+    argnums: Argnums = 0,
     hessian: Any = None,
     kwargs: Mapping[str, Any] | None = None,
     has_aux: bool = False,
@@ -153,7 +153,7 @@ def check_hessian(
         A summary, with a note on whatever could not be compared.
 
     Raises:
-        DerivativeError: an `AssertionError` that names the entry, what is there, and what should be.
+        DerivativeError: an `AssertionError` that names the entry, what is there and what should be.
         UnsupportedError: there was nothing to compare with at all.
 
     Example:
@@ -193,7 +193,7 @@ def check_hessian(
 
 
 def _check_options(where: str, probes: Sequence[str], allowed: Sequence[str], samples: int) -> None:
-    if isinstance(probes, str) or not probes or not set(probes) <= set(allowed):
+    if not probes or not set(probes) <= set(allowed):
         raise OptionError(f"{where}: probes={probes!r}; expected some of {tuple(allowed)}")
     if samples < 1:
         raise OptionError(f"{where}: samples={samples!r}; expected a positive int")
@@ -218,7 +218,11 @@ def _checked(
 
 
 def _pull(
-    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangent: Tensor, *, create_graph: bool = False
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    cotangent: Tensor,
+    *,
+    create_graph: bool = False,
 ) -> list[Tensor]:
     """One plain reverse pass; zeros for leaves that the outputs do not depend on."""
     seeds = split(cotangent, outputs)
@@ -226,7 +230,7 @@ def _pull(
     if not reached:
         return [torch.zeros_like(leaf) for leaf in leaves]
     with torch.inference_mode(False), torch.enable_grad():
-        products = torch.autograd.grad(
+        products: Sequence[Tensor | None] = torch.autograd.grad(
             [outputs[index] for index in reached],
             leaves,
             [seeds[index] for index in reached],

@@ -20,7 +20,7 @@ from torch import Tensor
 __all__ = ["Estimate", "Line", "along", "first_step"]
 
 Line = Callable[[float], "tuple[Tensor, float]"]
-"""From a displacement to the flat values there and the displacement that rounding really allowed."""
+"""From a displacement to the flat values there, and the displacement that rounding allowed."""
 
 LEVELS = 5
 # No power of two: steps that share their digits share their rounding errors too, and agree on them.
@@ -70,18 +70,26 @@ def along(line: Line, center: Tensor, step: float, epsilon: float) -> Estimate:
     levels = [_level(line, center, step / RATIO**index, epsilon) for index in range(LEVELS)]
     table = _extrapolated([level.slope for level in levels])
     jitter = _jitter(table)
-    value, error = levels[-1].slope, torch.full_like(center, torch.inf)
+    kinks = [torch.zeros_like(center), *map(_kink, levels, levels[1:])]
+    # The finest slope as it is: the best there is where a coarser step, but not it, crosses a kink.
+    value, beside = table[-1][0], table[-2][0]
+    error = _claim((value - beside).abs() + 4 * levels[-1].noise + kinks[-1])
+    error = torch.where(kinks[-3] > 0, error, torch.inf)
     # Two steps can agree by accident, three hardly: the first two rows are not candidates.
     for row in range(2, LEVELS):
-        noise = 4 * levels[row].noise + jitter / RATIO ** (LEVELS - 1 - row)
-        noise = noise + _kink(levels[row - 1], levels[row])
+        noise = 4 * levels[row].noise + kinks[row] + jitter / RATIO ** (LEVELS - 1 - row)
         for order in range(1, row + 1):
-            entry, finer, coarser = table[row][order], table[row][order - 1], table[row - 1][order - 1]
+            entry, finer = table[row][order], table[row][order - 1]
+            coarser = table[row - 1][order - 1]
             apart = torch.maximum((entry - finer).abs(), (entry - coarser).abs())
-            claim = (apart + noise).nan_to_num(nan=torch.inf)
+            claim = _claim(apart + noise)
             value = torch.where(claim < error, entry, value)
             error = torch.minimum(claim, error)
     return Estimate(value, error)
+
+
+def _claim(error: Tensor) -> Tensor:
+    return error.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def _extrapolated(slopes: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -103,7 +111,6 @@ def _jitter(table: list[list[Tensor]]) -> Tensor:
     """
     last = len(table) - 1
     seen = [(table[last][order] - table[last - 1][order]).abs() for order in range(last)]
-    seen += [(table[last - 1][order] - table[last - 2][order]).abs() / RATIO for order in range(1, last - 1)]
     return torch.stack(seen).nan_to_num(nan=0.0).amax(0)
 
 
@@ -116,10 +123,12 @@ def _level(line: Line, center: Tensor, step: float, epsilon: float) -> _Level:
         return _Level(lost, lost, torch.zeros_like(center))
     bend = (right - 2 * center + left).abs() / (width / 2)
     uneven = bend * abs(forth + back) / width
-    return _Level((right - left) / width, epsilon * (right.abs() + left.abs()) / width + uneven, bend)
+    return _Level(
+        (right - left) / width, epsilon * (right.abs() + left.abs()) / width + uneven, bend
+    )
 
 
 def _kink(coarse: _Level, fine: _Level) -> Tensor:
-    """Half the jump of the slope. On a smooth function the bend shrinks with the step, on a kink it stays."""
+    """Half the jump of the slope at a kink, where the bend does not shrink with the step."""
     stays = (fine.bend > 2 * coarse.bend / RATIO) & (fine.bend > 8 * fine.noise)
     return torch.where(stays, fine.bend / 2, 0.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchjac.errors import OptionError, OptionTypeError, UnsupportedError
 from torchjac.foundations.pytree import unflatten
 from torchjac.testing.differences import Estimate, Line, along, first_step
-from torchjac.testing.point import Point, flat, split, unravel
+from torchjac.testing.point import Argnums, Point, flat, split, unravel
 from torchjac.testing.tolerances import precision
 
 __all__ = ["column", "direction", "finite_difference_jac"]
@@ -23,7 +23,7 @@ METHODS = ("central", "complex", "auto")
 
 def finite_difference_jac(
     func: Callable[..., Any],
-    argnums: int | Sequence[int] | str = 0,
+    argnums: Argnums = 0,
     *,
     has_aux: bool = False,
     return_error: bool = False,
@@ -90,9 +90,13 @@ def finite_difference_jac(
     if not callable(func):
         raise OptionTypeError(f"{where}: func is a {type(func).__name__}; expected a callable")
     if method not in METHODS:
-        raise OptionError(f"{where}: method={method!r}; expected one of {', '.join(map(repr, METHODS))}")
+        raise OptionError(
+            f"{where}: method={method!r}; expected one of {', '.join(map(repr, METHODS))}"
+        )
     if step is not None and not 0 < step < float("inf"):
-        raise OptionError(f"{where}: step={step!r}; expected a positive number, or None for the default")
+        raise OptionError(
+            f"{where}: step={step!r}; expected a positive number, or None for the default"
+        )
 
     @functools.wraps(func, updated=())
     def jacobian(*args: Any, **kwargs: Any) -> Any:
@@ -155,14 +159,14 @@ def _matrix(point: Point, method: str, step: float | None) -> Estimate:
         refused = "it did not agree with central differences along a random direction"
         try:
             complex_steps = _verified(point, _complex_matrix(point), step)
-        except Exception as error:  # whatever func raises on complex tensors
+        except Exception as error:  # noqa: BLE001 - whatever func raises on complex tensors
             complex_steps, refused = None, f"{type(error).__name__}: {error}"
         if complex_steps is not None:
             return complex_steps
         if method == "complex":
             raise UnsupportedError(
-                f"{point.where}(method='complex'): func is not analytic in complex arithmetic ({refused}). "
-                "Use method='central' or 'auto'"
+                f"{point.where}(method='complex'): func is not analytic in complex arithmetic: "
+                f"{refused}. Use method='central' or 'auto'"
             )
     columns = [
         column(point, leaf, entry, step)
@@ -170,7 +174,9 @@ def _matrix(point: Point, method: str, step: float | None) -> Estimate:
         for entry in range(tensor.numel())
     ]
     if not columns:
-        return Estimate(*(torch.zeros(flat(point.outputs).numel(), 0, dtype=torch.float64) for _ in "ve"))
+        return Estimate(
+            *(torch.zeros(flat(point.outputs).numel(), 0, dtype=torch.float64) for _ in "ve")
+        )
     # n columns of m -> (m, n)
     return Estimate(*(torch.stack(part, dim=1) for part in zip(*columns, strict=True)))
 

@@ -1,4 +1,4 @@
-"""The verdict on one derivative: run the probes, find the entries that are wrong, say what is known."""
+"""The verdict on one derivative: run the probes, find the entries that are wrong, say why."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ class Judge:
     """Holds a derivative, flattened to one axis per side, against independent probes."""
 
     def __init__(
-        self, where: str, what: str, tensor: Tensor, axes: Sequence[Axis], allowance: Tolerance, seed: int
+        self,
+        where: str,
+        what: str,
+        tensor: Tensor,
+        axes: Sequence[Axis],
+        allowance: Tolerance,
+        seed: int,
     ) -> None:
         self._where, self._what = where, what
         self._tensor, self._axes, self._allowance = tensor, axes, allowance
@@ -39,11 +45,15 @@ class Judge:
         self._notes: dict[str, None] = {}
         self._found: dict[tuple[int, ...] | None, Mismatch] = {}
 
-    def verdict(self, probes: Sequence[Probe], samples: int, *, symmetric: bool = False) -> CheckReport:
+    def verdict(
+        self, probes: Sequence[Probe], samples: int, *, symmetric: bool = False
+    ) -> CheckReport:
         """Compare by every probe; raise if anything is wrong, and tell what was seen if not."""
         seen, usable = self._compare(probes, samples)
         if not usable and not symmetric:
-            raise UnsupportedError(f"{self._where}: nothing to compare with: {'; '.join(self._notes)}")
+            raise UnsupportedError(
+                f"{self._where}: nothing to compare with: {'; '.join(self._notes)}"
+            )
         for one in seen:
             self._judge(one, usable)
         if symmetric:
@@ -66,7 +76,9 @@ class Judge:
                 try:
                     compared = compare(self._tensor, probe, kept, self._allowance)
                 except RuntimeError as error:
-                    self._notes[f"no {probe.reference_name}: {str(error).strip().splitlines()[0]}"] = None
+                    self._notes[
+                        f"no {probe.reference_name}: {str(error).strip().splitlines()[0]}"
+                    ] = None
                     usable.remove(probe)
                     continue
                 seen.append(_Seen(probe, kept, compared))
@@ -77,10 +89,14 @@ class Judge:
         resolved = ~compared.unresolved
         apart = compared.excess + compared.allowed
         closest = self._closeness.get(probe.name, 0.0)
-        self._closeness[probe.name] = max(closest, _ratio(apart[resolved], compared.allowed[resolved]))
+        self._closeness[probe.name] = max(
+            closest, _ratio(apart[resolved], compared.allowed[resolved])
+        )
         size, lost = len(compared.got), int(compared.unresolved.sum())
         if lost:
-            self._notes[f"the {probe.reference_name} is undefined in {lost} of {size} entries"] = None
+            self._notes[f"the {probe.reference_name} is undefined in {lost} of {size} entries"] = (
+                None
+            )
         if not size or float(compared.excess.max()) <= 0:
             return
         worst = int(compared.excess.argmax())
@@ -122,7 +138,8 @@ class Judge:
     ) -> Mismatch:
         probe, _, compared = seen
         bad, size = int((compared.excess > 0).sum()), len(compared.excess)
-        found_by = f"{probe.name} probe, in {bad} of {size} {'output' if probe.free == 0 else 'input'} entries"
+        side = "output" if probe.free == 0 else "input"
+        found_by = f"{probe.name} probe, in {bad} of {size} {side} entries"
         hints = self._pattern_hints(seen)
         if entry is None:
             place = self._axes[probe.free].place(worst)
@@ -162,17 +179,20 @@ class Judge:
             return []
         if agree[0].startswith("reverse"):
             return [
-                "the plain reverse pass agrees with it: either a backward rule is wrong, or func hides a "
-                "dependency from autograd (detach, no_grad, .data, .item())"
+                "the plain reverse pass agrees with it: either a backward rule is wrong, or func "
+                "hides a dependency from autograd (detach, no_grad, .data, .item())"
             ]
-        return [f"the {agree[0]} agrees with it: the backward rule of the plain reverse pass is wrong"]
+        return [
+            f"the {agree[0]} agrees with it: the backward rule of the plain reverse pass is wrong"
+        ]
 
     def _pattern_hints(self, seen: _Seen) -> tuple[str, ...]:
         hints, (probe, vectors, compared) = [], seen
         telling = compared.expected.abs() > 100 * compared.allowed
         ratio = compared.got[telling] / compared.expected[telling]
-        if len(ratio) > 1 and float(ratio.max() - ratio.min()) <= 1e-4 * float(ratio.abs().max()):
-            hints.append(f"all of it looks scaled by {float(ratio.mean()):.6g}")
+        scale = float(ratio.mean()) if len(ratio) > 1 else 1.0
+        if abs(scale - 1) > 1e-4 and float((ratio - scale).abs().max()) <= 1e-4 * abs(scale):
+            hints.append(f"all of it looks {f'scaled by {scale:.6g}' if scale else 'like zero'}")
         if self._tensor.dim() == 2 and self._tensor.shape[0] == self._tensor.shape[1]:
             turned = compare(self._tensor.T, probe, vectors, self._allowance)
             if float(turned.excess.max()) <= 0:

@@ -1,20 +1,26 @@
-"""A function at a point, laid flat: what the differences and the checks evaluate and differentiate."""
+"""A function at a point, laid flat: what the differences and the checks work on."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchjac.errors import ArgumentError, ArgumentTypeError, OptionError, OutputTypeError
+from torchjac.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    OptionTypeError,
+    OutputTypeError,
+)
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 
-__all__ = ["Point", "flat", "split", "unravel"]
+__all__ = ["Argnums", "Point", "flat", "leaf_labels", "split", "unravel"]
 
-Function = Callable[..., Any]
+Argnums: TypeAlias = "int | tuple[int, ...] | Literal['params']"
+Function: TypeAlias = Callable[..., Any]
 
 
 class Point:
@@ -29,7 +35,7 @@ class Point:
         self,
         where: str,
         func: Function,
-        argnums: int | Sequence[int] | str,
+        argnums: Argnums,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
@@ -89,7 +95,9 @@ class Point:
         """The differentiable output leaves at ``leaves``, without a graph."""
         self._draw.again()
         if self._needs_graph:
-            return [value.detach() for value in self._pick(self._call(self._recorded_leaves(leaves)[1]))]
+            return [
+                value.detach() for value in self._pick(self._call(self._recorded_leaves(leaves)[1]))
+            ]
         with torch.inference_mode(False), torch.no_grad():
             return [value.detach() for value in self._pick(self._call(leaves))]
 
@@ -100,8 +108,10 @@ class Point:
         with torch.inference_mode(False), torch.enable_grad():
             return fresh, self._pick(self._call(copies))
 
-    def raw_values(self, replace: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs with ``replace`` applied to every other tensor argument; for complex steps."""
+    def raw_values(
+        self, replace: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The outputs with ``replace`` applied to all other tensors too; for complex steps."""
         self._draw.again()
         with torch.inference_mode(False), torch.no_grad():
             return self._pick(self._call(leaves, replace))
@@ -114,13 +124,17 @@ class Point:
         """Leave the random generators where one evaluation of ``func`` leaves them."""
         self._draw.write(self._after)
 
-    def _recorded_leaves(self, leaves: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+    def _recorded_leaves(
+        self, leaves: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         with torch.inference_mode(False), torch.enable_grad():
             fresh = [leaf.detach().clone().requires_grad_() for leaf in leaves or self.leaves]
             # func gets a copy with a history, since a leaf must not be changed in place.
             return fresh, [leaf.clone() for leaf in fresh]
 
-    def _call(self, leaves: Sequence[Tensor], replace: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+    def _call(
+        self, leaves: Sequence[Tensor], replace: Callable[[Tensor], Tensor] = torch.clone
+    ) -> Any:
         def copied(leaf: Any) -> Any:
             return replace(leaf.detach()) if isinstance(leaf, Tensor) else leaf
 
@@ -138,8 +152,8 @@ class Point:
         found, spec = flatten(_with_aux(self.where, output)[0] if self._has_aux else output)
         if spec != self.output_spec:
             raise OutputTypeError(
-                f"{self.where}: func returned the tree {spec} near the point and {self.output_spec} "
-                "at it; a function whose output changes its structure has no Jacobian"
+                f"{self.where}: func returned the tree {self.output_spec} at the point and {spec} "
+                "near it; a function whose output changes its structure has no Jacobian"
             )
         return [found[index] for index in self.kept]
 
@@ -195,7 +209,10 @@ class _Draw:
         self._before = self.read()
 
     def read(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(index) for index in self._devices)]
+        return [
+            torch.get_rng_state(),
+            *(torch.cuda.get_rng_state(index) for index in self._devices),
+        ]
 
     def write(self, state: Sequence[Tensor]) -> None:
         torch.set_rng_state(state[0])
@@ -206,9 +223,11 @@ class _Draw:
         self.write(self._before)
 
 
-def _by_parameters(where: str, func: Function, args: Sequence[Any]) -> tuple[Function, tuple[Any, ...]]:
+def _by_parameters(
+    where: str, func: Function, args: Sequence[Any]
+) -> tuple[Function, tuple[Any, ...]]:
     if not isinstance(func, torch.nn.Module):
-        raise OptionError(
+        raise OptionTypeError(
             f"{where}: argnums='params' needs a torch.nn.Module; func is a {type(func).__name__}. "
             "Pass the module itself, or number the arguments"
         )
@@ -231,19 +250,26 @@ def _argument_names(func: Function, count: int) -> list[str]:
     return [names[index] if index < len(names) else f"args[{index}]" for index in range(count)]
 
 
-def _chosen(where: str, argnums: int | Sequence[int] | str, count: int) -> list[int]:
-    numbers = [argnums] if isinstance(argnums, int) else list(argnums)
+def _chosen(where: str, argnums: Argnums, count: int) -> list[int]:
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    chosen = []
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int):
-            raise OptionError(
-                f"{where}: argnums={argnums!r}; expected an int, a tuple of ints, or 'params' for a module"
+            raise OptionTypeError(
+                f"{where}: argnums={argnums!r}; expected an int, a tuple of ints, or 'params' for "
+                "the parameters of a module"
             )
         if not -count <= number < count:
             raise ArgumentError(
-                f"{where}: argnums={argnums!r} is out of range for {count} positional argument(s); "
-                f"it can be {-count} to {count - 1}"
+                f"{where}: argnums={argnums!r} is out of range: there are {count} positional "
+                "arguments, counted from 0"
             )
-    return [int(number) % count for number in numbers]
+        chosen.append(number % count)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ArgumentError(
+            f"{where}: argnums={argnums!r} must name at least one argument, each once"
+        )
+    return chosen
 
 
 def _checked_leaf(where: str, label: str, leaf: Any) -> Tensor:
@@ -254,8 +280,8 @@ def _checked_leaf(where: str, label: str, leaf: Any) -> Tensor:
         )
     if not leaf.is_floating_point():
         raise ArgumentTypeError(
-            f"{where}: {label} has dtype {leaf.dtype}; expected a real floating-point tensor, since "
-            "only along one can it be moved by a small step. Convert it, or leave it out of argnums"
+            f"{where}: {label} has dtype {leaf.dtype}; expected real floating-point numbers, which "
+            "can be moved by a small step. Convert it, or leave it out of argnums"
         )
     with torch.inference_mode(False):
         return leaf.detach().clone()
@@ -277,6 +303,6 @@ def _has_derivative(where: str, label: str, leaf: Any) -> bool:
         kind = f"dtype {leaf.dtype}" if isinstance(leaf, Tensor) else f"type {type(leaf).__name__}"
         raise OutputTypeError(
             f"{where}: {label} has {kind}; expected real tensors (or None). "
-            "Return it as auxiliary data with has_aux=True, or split it into real and imaginary parts"
+            "Return it as auxiliary data with has_aux=True, or as its real and imaginary parts"
         )
     return leaf.is_floating_point()

@@ -1,4 +1,4 @@
-"""Probes: a derivative contracted with random vectors, held against the same product made otherwise.
+"""Probes: a derivative times random vectors, held against the same product made otherwise.
 
 A Jacobian is a tensor of two axes (outputs, inputs), a Hessian one of three (outputs, inputs,
 inputs). A probe puts a vector on every axis but one and compares what is left with a *reference*
@@ -32,7 +32,7 @@ class Probe(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The product of the tensor under test, its reference, and by how much they are too far apart."""
+    """A product of the tensor under test, its reference, and by how much they are too far apart."""
 
     got: Tensor
     expected: Tensor
@@ -49,7 +49,9 @@ def contract(tensor: Tensor, vectors: Sequence[Tensor], free: int) -> Tensor:
     Entries that meet a zero are left out altogether, so that a NaN among them does not spread.
     """
     axes = [axis for axis in range(tensor.dim()) if axis != free]
-    for axis, vector in sorted(zip(axes, vectors, strict=True), reverse=True, key=lambda pair: pair[0]):
+    for axis, vector in sorted(
+        zip(axes, vectors, strict=True), reverse=True, key=lambda pair: pair[0]
+    ):
         kept = vector.nonzero().squeeze(1)
         # (..., k, ...) with k kept entries on this axis -> (..., ...)
         tensor = torch.tensordot(tensor.index_select(axis, kept), vector[kept], dims=([axis], [0]))
@@ -64,12 +66,16 @@ def compare(
     expected, error = probe.reference(vectors)
     terms = contract(tensor.abs(), [vector.abs() for vector in vectors], probe.free)
     terms = torch.where(terms.isfinite(), terms, expected.abs())
-    allowed = (allowance.rtol * terms + share * allowance.atol + error).nan_to_num(nan=0.0, posinf=torch.inf)
+    allowed = (allowance.rtol * terms + share * allowance.atol + error).nan_to_num(
+        nan=0.0, posinf=torch.inf
+    )
     equal = (got == expected) | (got.isnan() & expected.isnan())
     apart = torch.where(equal, 0.0, (got - expected).abs())
     excess = (apart - allowed).nan_to_num(nan=torch.inf, posinf=torch.inf)
     unresolved = ~error.isfinite()
-    return Comparison(got, expected, allowed, torch.where(unresolved, -torch.inf, excess), unresolved)
+    return Comparison(
+        got, expected, allowed, torch.where(unresolved, -torch.inf, excess), unresolved
+    )
 
 
 def locate(

@@ -1,4 +1,4 @@
-"""What a check says: a small summary when all is right, the place and the numbers when it is not."""
+"""What a check says: a summary when all is right, the place and the numbers when it is not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CheckReport", "DerivativeError", "Mismatch", "Place"]
 
 @dataclass(frozen=True)
 class Place:
-    """One entry of a tree of tensors: the leaf as a user writes it, and the index within the leaf."""
+    """One entry of a tree of tensors: the leaf as a user writes it, and the index within it."""
 
     leaf: str
     index: tuple[int, ...]
@@ -29,7 +29,7 @@ class Mismatch:
     output: Place | None
     inputs: tuple[Place, ...]
     got: float
-    """What the derivative under test holds there; a product where no single entry could be named."""
+    """What the derivative under test holds there; a product where no entry could be named."""
     expected: dict[str, float]
     """The same number by every independent way that there is."""
     tolerance: float
@@ -69,5 +69,7 @@ class CheckReport:
     def __str__(self) -> str:
         size = " x ".join(map(str, self.shape))
         seen = ", ".join(f"{name} {ratio:.2g}" for name, ratio in self.closeness.items())
-        lines = [f"{self.where}: {size} right; difference / allowed: {seen or 'nothing to compare'}"]
+        lines = [
+            f"{self.where}: {size} right; difference / allowed: {seen or 'nothing to compare'}"
+        ]
         return "\n".join([*lines, *(f"    note: {note}" for note in self.notes)])

@@ -36,13 +36,13 @@ class Axis(NamedTuple):
 
 
 def axes_of(point: Point, order: int) -> list[Axis]:
-    """The axes of the ``order``-th derivative at ``point``: outputs first, then inputs each time."""
+    """The axes of the ``order``-th derivative: outputs first, then inputs ``order`` times."""
     outputs = Axis([point.output_labels[index] for index in point.kept], point.outputs)
     return [outputs, *[Axis(point.input_labels, point.leaves)] * order]
 
 
 def read(point: Point, derivative: Any, order: int, *, check_dtype: bool) -> Tensor:
-    """Check the structure of ``derivative`` and return it as one float64 tensor with an axis per axis.
+    """Check the structure of ``derivative`` and return it as one float64 tensor.
 
     Raises:
         DerivativeError: it is another tree, or a leaf has another shape or dtype.
@@ -69,8 +69,8 @@ def _check_tree(point: Point, derivative: Any, order: int) -> None:
     ):
         raise DerivativeError(
             f"{point.where}: the result is the wrong tree: got {_shape_tree(derivative)}; expected "
-            f"{_shape_tree(unflatten(places, point.output_spec))}: the tree of the outputs, in it the "
-            "tree of the chosen inputs, and None for outputs that are not floating-point"
+            f"{_shape_tree(unflatten(places, point.output_spec))}: the tree of the outputs, in it "
+            "the tree of the chosen inputs, and None for outputs that are not floating-point"
         )
 
 
@@ -90,7 +90,11 @@ class _Shown:
 
 
 def _assemble(
-    where: str, leaves: Iterator[Tensor], axes: Sequence[Axis], path: tuple[int, ...], check_dtype: bool
+    where: str,
+    leaves: Iterator[Tensor],
+    axes: Sequence[Axis],
+    path: tuple[int, ...],
+    check_dtype: bool,
 ) -> Tensor:
     """Join the blocks below ``path`` (a leaf index per axis so far) along the axes that follow."""
     depth = len(path)
@@ -121,9 +125,8 @@ def _checked_block(
     dtypes = {like.dtype for like in likes[1:]}
     if check_dtype and leaf.dtype not in dtypes:
         raise DerivativeError(
-            f"{block} has dtype {leaf.dtype}; expected {likes[-1].dtype}, the input's, as any gradient "
-            "has. Pass check_dtype=False to let it be"
+            f"{block} has dtype {leaf.dtype}; expected {likes[-1].dtype}, the input's, as any "
+            "gradient has. Pass check_dtype=False to let it be"
         )
     dense = leaf.detach() if leaf.layout == torch.strided else leaf.detach().to_dense()
     return dense.to("cpu", torch.float64).reshape([like.numel() for like in likes])
-

@@ -31,7 +31,7 @@ _TOLERANCES = {
 def tolerance(
     tensors: Iterable[Tensor], rtol: float | None = None, atol: float | None = None
 ) -> Tolerance:
-    """The tolerance of the coarsest dtype among ``tensors``, with what the caller gave put in its place."""
+    """The tolerance of the coarsest dtype among ``tensors``, unless the caller gave another."""
     found = max(
         (_TOLERANCES.get(tensor.dtype, _TOLERANCES[torch.bfloat16]) for tensor in tensors),
         default=_TOLERANCES[torch.float64],

@@ -82,7 +82,9 @@ def batched_jac(
 
     Example:
         >>> import torch, torchjac
-        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+        ... )
         >>> torchjac.batched_jac(model, per_sample=False)(torch.randn(16, 3)).shape
         torch.Size([16, 2, 3])
     """
@@ -226,7 +228,9 @@ class _SampleCall(_BatchCall):
     _one_by_one = False
 
     def _with_batch_first(self, primal: Tensor, dim: int | None) -> Tensor:
-        return primal.expand(self.batch_size, *primal.shape) if dim is None else primal.movedim(dim, 0)
+        return (
+            primal.expand(self.batch_size, *primal.shape) if dim is None else primal.movedim(dim, 0)
+        )
 
     def one_by_one(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The same function of the batch without vmap, for what cannot be vmapped."""

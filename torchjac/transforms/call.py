@@ -46,10 +46,15 @@ class Outcome(NamedTuple):
 
     def jacobian(self, trees: Sequence[Any]) -> Any:
         """The tree of outputs with ``trees``, one per differentiable output, in place of its leaves."""
+        if len(trees) == len(self.kinds):
+            return unflatten(trees, self.spec)
         source = iter(trees)
         return unflatten(
             [next(source) if kind == "differentiable" else None for kind in self.kinds], self.spec
         )
+
+
+_ONE_TENSOR = Outcome(["differentiable"], flatten(torch.empty(0))[1], None)
 
 
 class Call:
@@ -131,7 +136,9 @@ class Call:
             )
         if not leaf.is_floating_point():
             kind = "complex" if leaf.is_complex() else "an integer or boolean tensor"
-            remedy = "torch.view_as_real(x)" if leaf.is_complex() else "x.to(torch.get_default_dtype())"
+            remedy = (
+                "torch.view_as_real(x)" if leaf.is_complex() else "x.to(torch.get_default_dtype())"
+            )
             raise ArgumentTypeError(
                 f"{where} is {kind} ({leaf.dtype}); derivatives are taken by real floating-point "
                 f"tensors. Pass {remedy}, or choose other argnums."
@@ -139,6 +146,9 @@ class Call:
 
     def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         returned = self._evaluate(leaves)
+        if type(returned) is Tensor and returned.is_floating_point() and not self.options.has_aux:
+            self._outcome = _ONE_TENSOR
+            return (returned,), ()
         aux = None
         if self.options.has_aux:
             if not isinstance(returned, tuple) or len(returned) != 2:
@@ -170,7 +180,7 @@ class Call:
         # Parameters have no position among the arguments.
         for position, spec in zip(self._positions, self._specs, strict=False):
             full[position] = unflatten([next(source) for _ in range(spec.num_leaves)], spec)
-        args, kwargs = _copied(full), _copied(self._kwargs)
+        args, kwargs = _copied(full), _copied(self._kwargs) if self._kwargs else {}
         with exclusively(self._runs_module):
             if self.options.argnums != PARAMS or self._are_parameters(leaves):
                 return self._func(*args, **kwargs)
@@ -209,9 +219,12 @@ class Call:
 
     def input_trees(self, leaves: Sequence[Any]) -> Any:
         """Put one value per differentiated leaf into the trees of the chosen arguments."""
+        if not isinstance(self.options.argnums, tuple):
+            return unflatten(leaves, self._specs[0])
         source = iter(leaves)
-        trees = [unflatten([next(source) for _ in range(s.num_leaves)], s) for s in self._specs]
-        return tuple(trees) if isinstance(self.options.argnums, tuple) else trees[0]
+        return tuple(
+            [unflatten([next(source) for _ in range(s.num_leaves)], s) for s in self._specs]
+        )
 
     def packed(self, result: Any, answer: Answer) -> Any:
         """The result alone, or with the value before it and the auxiliary data behind it."""

@@ -62,7 +62,9 @@ def hessian(
     Source:
         Griewank & Walther, *Evaluating Derivatives* (2008), chapter 5.
     """
-    options = Options.checked("hessian", func, argnums, has_aux, return_value, mode, chunk_size, check)
+    options = Options.checked(
+        "hessian", func, argnums, has_aux, return_value, mode, chunk_size, check
+    )
 
     @like_func(func)
     def second_derivative(*args: Any, **kwargs: Any) -> Any:

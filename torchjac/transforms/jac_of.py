@@ -110,7 +110,13 @@ def jac_of(
 def _signature(
     values: Sequence[Tensor], inputs: Sequence[Tensor], batched: bool, chunk_size: ChunkSize
 ) -> Hashable:
-    return ("jac_of", batched, chunk_size, of_arguments((*values, *inputs), {}), describe(values)[0])
+    return (
+        "jac_of",
+        batched,
+        chunk_size,
+        of_arguments((*values, *inputs), {}),
+        describe(values)[0],
+    )
 
 
 def _is_differentiable(leaf: object) -> bool:

@@ -1,0 +1,91 @@
+"""Forward mode under vmap: torchjac/evaluation/engines.py, `Push`, relies on this."""
+
+import threading
+
+import torch
+from torch.autograd import forward_ad
+
+
+def pushed(function, x, **options):
+    """All columns of the Jacobian, and the value as every column saw it."""
+
+    def push(v):
+        value, column = torch.func.jvp(function, (x,), (v,))
+        return column, value
+
+    return torch.func.vmap(push, **options)(torch.eye(len(x), dtype=x.dtype))
+
+
+def test_the_value_is_not_batched_so_it_is_the_same_in_every_slice():
+    x = torch.randn(3)
+    _, values = pushed(torch.sin, x)
+    torch.testing.assert_close(values, x.sin().expand(3, 3))
+
+
+def test_control_flow_may_depend_on_values_that_the_tangent_does_not_touch():
+    def branching(x):
+        return x * 2 if bool(x.sum() > 0) else x * 3
+
+    columns, _ = pushed(branching, torch.ones(2))
+    torch.testing.assert_close(columns, 2 * torch.eye(2))
+
+
+def test_randomness_same_draws_the_mask_that_the_plain_function_draws():
+    x = torch.ones(50)
+    torch.manual_seed(1)
+    plain = torch.nn.functional.dropout(x)
+    torch.manual_seed(1)
+    columns, values = pushed(torch.nn.functional.dropout, x, randomness="same")
+    torch.testing.assert_close(values, plain.expand(50, 50))
+    torch.testing.assert_close(columns, plain.diag())
+
+
+def test_randomness_same_leaves_the_generator_where_the_plain_function_leaves_it():
+    x = torch.ones(50)
+    torch.manual_seed(1)
+    torch.nn.functional.dropout(x)
+    plain = torch.get_rng_state()
+    torch.manual_seed(1)
+    pushed(torch.nn.functional.dropout, x, randomness="same")
+    assert torch.equal(torch.get_rng_state(), plain)
+
+
+def test_a_function_that_does_not_depend_on_its_input_has_a_zero_tangent():
+    _, tangent = torch.func.jvp(lambda x: torch.ones(3), (torch.ones(2),), (torch.ones(2),))
+    torch.testing.assert_close(tangent, torch.zeros(3))
+
+
+def test_jvp_answers_within_no_grad():
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(torch.sin, (torch.zeros(2),), (torch.ones(2),))
+    torch.testing.assert_close(tangent, torch.ones(2))
+
+
+# torchjac/evaluation/surroundings.py: exclusively
+
+
+def elsewhere(question):
+    """The answer to a question that is asked in another thread."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(question()))
+    thread.start()
+    thread.join()
+    return answers[0]
+
+
+def test_the_forward_level_is_shared_by_all_threads():
+    with forward_ad.dual_level():
+        assert elsewhere(lambda: forward_ad._current_level) == 0
+    assert elsewhere(lambda: forward_ad._current_level) == -1
+
+
+def test_functional_call_swaps_parameters_for_all_threads():
+    class Spied(torch.nn.Linear):
+        def forward(self, x):
+            seen.append(elsewhere(lambda: self.weight))
+            return super().forward(x)
+
+    seen = []
+    swapped = torch.zeros(2, 2)
+    torch.func.functional_call(Spied(2, 2), {"weight": swapped}, (torch.ones(2),))
+    assert seen == [swapped]

@@ -1,0 +1,191 @@
+"""What the transforms are compared with: loops of plain backward passes, and differences.
+
+Nothing here uses vmap, forward mode, or the library's own engines.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from tests.ops.database import Case, Unusable
+from torchjac.testing.finite_difference import direction
+
+__all__ = ["Blocks", "Truth", "hessian_truth", "jac_truth", "same"]
+
+Blocks: TypeAlias = "list[list[Tensor]]"
+"""``blocks[output][input]``, each ``(*out, *in)``."""
+
+_RTOL = 1e-6
+
+
+@dataclass
+class Truth:
+    """What plain autograd says, and what a difference along one random direction says."""
+
+    plain: Blocks
+    tangents: list[Tensor]
+    quotient: Tensor | None
+    """J·v from values alone; None where there are no differences to take."""
+    error: Tensor
+
+    @property
+    def sound(self) -> bool:
+        """Whether plain autograd itself is right, as far as the difference can tell."""
+        return not self.contradicts(self.plain)
+
+    def accepts(self, got: Blocks) -> bool:
+        """Whether ``got`` is right: what plain autograd says, or where it is wrong the difference."""
+        return same(got, self.plain) if self.sound else not self.contradicts(got)
+
+    def contradicts(self, blocks: Blocks) -> bool:
+        """Whether J·v is further from the difference quotient than that one is uncertain."""
+        if self.quotient is None:
+            return False
+        product = torch.cat([_product(row, self.tangents) for row in blocks])
+        known = self.quotient.isfinite() & self.error.isfinite()
+        slack = 10 * self.error + _RTOL * (1 + self.quotient.abs())
+        known &= product.isfinite() | ~torch.cat([_product(row, self.tangents) for row in self.plain]).isnan()
+        close = (product - self.quotient).abs() <= slack
+        return bool((known & ~close).any())
+
+
+def same(got: Blocks, expected: Blocks) -> bool:
+    """Whether two Jacobians agree in shape, dtype, and wherever the expected one is finite."""
+    pairs = [
+        (block, wanted)
+        for row, expected_row in zip(got, expected, strict=True)
+        for block, wanted in zip(row, expected_row, strict=True)
+    ]
+    return all(_same_block(block, wanted) for block, wanted in pairs)
+
+
+def _same_block(block: Tensor, wanted: Tensor) -> bool:
+    if block.shape != wanted.shape or block.dtype != wanted.dtype:
+        return False
+    known = wanted.isfinite()
+    size = float(wanted[known].abs().max()) if known.any() else 0.0
+    # Written so that a NaN where a number is wanted is no agreement.
+    close = (block - wanted).abs() <= _RTOL * (1 + size)
+    return bool((close | ~known).all())
+
+
+def jac_truth(case: Case) -> Truth:
+    """The Jacobian by one plain backward pass per row, over a graph recorded once.
+
+    Raises:
+        Unusable: plain autograd has no derivative.
+    """
+    leaves, outputs = _recorded(case, case.primals)
+    plain = _rows([output for output in outputs if output.is_floating_point()], leaves)
+
+    def values(primals: Sequence[Tensor]) -> list[Tensor]:
+        torch.manual_seed(0)
+        return [v for v in case.func(*[p.clone() for p in primals]) if v.is_floating_point()]
+
+    return _truth(case, plain, values)
+
+
+def hessian_truth(case: Case) -> Truth:
+    """The Hessian of a scalar function by plain backward passes over a plain backward pass.
+
+    Raises:
+        Unusable: plain autograd has no second derivative.
+    """
+
+    def slopes(primals: Sequence[Tensor], create_graph: bool = False) -> tuple[Tensor, ...]:
+        leaves, (output,) = _recorded(case, primals)
+        return tuple(leaves), _backward([output], leaves, [torch.ones_like(output)], create_graph)
+
+    def gradient(primals: Sequence[Tensor]) -> list[Tensor]:
+        return [slope.detach() for slope in slopes(primals)[1]]
+
+    leaves, graph = slopes(case.primals, create_graph=True)
+    return _truth(case, _rows(graph, list(leaves)), gradient)
+
+
+def _recorded(case: Case, primals: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    torch.manual_seed(0)
+    with warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        leaves = [primal.detach().clone().requires_grad_() for primal in primals]
+        return leaves, case.func(*[leaf.clone() for leaf in leaves])
+
+
+def _backward(
+    outputs: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    create_graph: bool = False,
+) -> list[Tensor]:
+    pairs = [(y, u) for y, u in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    grads: Sequence[Tensor | None] = [None] * len(leaves)
+    if pairs:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            try:
+                grads = torch.autograd.grad(
+                    *zip(*pairs, strict=True),  # outputs, then their cotangents
+                    retain_graph=True,
+                    create_graph=create_graph,
+                    allow_unused=True,
+                )
+            except (RuntimeError, NotImplementedError) as error:
+                raise Unusable("has no derivative in plain autograd") from error
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)]
+
+
+def _rows(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> Blocks:
+    """One pass for every entry of every output; the other outputs have zeros for cotangents."""
+    blocks = []
+    for number, output in enumerate(outputs):
+        rows = []
+        for at in range(output.numel()):
+            cotangents = [torch.zeros(y.shape, dtype=y.dtype).flatten() for y in outputs]
+            cotangents[number][at] = 1
+            shaped = [u.reshape(y.shape) for u, y in zip(cotangents, outputs, strict=True)]
+            rows.append([row.detach() for row in _backward(outputs, leaves, shaped)])
+        blocks.append(
+            [
+                torch.stack(column).reshape((*output.shape, *leaf.shape))
+                for column, leaf in zip(zip(*rows, strict=True), leaves, strict=True)
+            ]
+            if rows
+            else [leaf.detach().new_zeros((*output.shape, *leaf.shape)) for leaf in leaves]
+        )
+    return blocks
+
+
+def _truth(
+    case: Case, plain: Blocks, values: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+) -> Truth:
+    generator = torch.Generator().manual_seed(0)
+    tangents = [
+        torch.rand(p.shape, dtype=p.dtype, generator=generator) * 2 - 1 for p in case.primals
+    ]
+    quotient, error = None, torch.zeros(0)
+    if case.exact:
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                estimate = direction(values, case.primals, tangents)
+            quotient, error = estimate.value, estimate.error
+        except Exception:  # outside of its domain, just beside this point
+            quotient = None
+    return Truth(plain, tangents, quotient, error)
+
+
+def _product(row: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+    """J·v for one output."""
+    total = torch.zeros(())
+    for block, tangent in zip(row, tangents, strict=True):
+        # (*out, *in) -> (m, n)
+        rows = block.numel() // max(tangent.numel(), 1)
+        if tangent.numel():
+            total = total + block.reshape(rows, tangent.numel()) @ tangent.flatten()
+    return total.reshape(-1)

@@ -1,0 +1,156 @@
+import threading
+
+import pytest
+import torch
+
+import torchjac
+from torchjac.planning import memory
+from torchjac.planning.memory import Record, forget_everything, recall, remember
+from torchjac.planning.signature import of_function
+
+RECORD = Record((1,), 1, ())
+
+
+def jacobian(func, x):
+    """Row by row, by plain backward passes."""
+    x = x.detach().requires_grad_()
+    rows = [torch.autograd.grad(y, x, retain_graph=True)[0] for y in func(x).reshape(-1)]
+    return torch.stack(rows)
+
+
+def test_what_was_remembered_is_recalled_until_everything_is_forgotten():
+    remember("key", RECORD)
+    assert recall("key") is RECORD
+    forget_everything()
+    assert recall("key") is None
+
+
+def test_the_oldest_is_forgotten_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST", 3)
+    for key in range(5):
+        remember(key, RECORD)
+    assert [recall(key) for key in range(5)] == [None, None, RECORD, RECORD, RECORD]
+
+
+def test_signatures_of_what_is_gone_are_forgotten_like_any_other(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST", 3)
+    for _ in range(10):
+        remember(of_function(torch.nn.Linear(2, 2)), RECORD)
+    assert len(memory._records) == 3
+
+
+def test_threads_may_remember_at_once(monkeypatch):
+    monkeypatch.setattr(memory, "_MOST", 8)
+    errors = []
+
+    def work(first):
+        try:
+            for key in range(first, first + 500):
+                remember(key, RECORD)
+                recall(key)
+        except Exception as error:  # noqa: BLE001 (it must reach the main thread)
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(1000 * i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(memory._records) == 8
+
+
+def test_a_lambda_in_a_loop_is_remembered_once():
+    for _ in range(5):
+        torchjac.jac(lambda x: x.sin())(torch.ones(3))
+    assert len(memory._records) == 1
+
+
+# A memory that is stale costs time, never correctness
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize("chunk_size", ["auto", None, 1, 2])
+def test_a_function_may_change_the_size_of_its_output_between_calls(mode, chunk_size):
+    size, x = [1], torch.randn(3, dtype=torch.float64)
+
+    def func(x):
+        return torch.outer(torch.arange(1.0, size[0] + 1, dtype=x.dtype), x.sin()).reshape(-1)[: size[0]]
+
+    for size[0] in (1, 5, 2, 0, 7):
+        expected = jacobian(func, x) if size[0] else torch.zeros(0, 3, dtype=x.dtype)
+        got = torchjac.jac(func, mode=mode, chunk_size=chunk_size)(x)
+        torch.testing.assert_close(got, expected)
+
+
+def test_a_hessian_may_get_more_outputs_between_calls():
+    power, x = [1], torch.randn(3, dtype=torch.float64)
+    for power[0] in (1, 2, 1):
+        got = torchjac.hessian(lambda x: (x**3).sum().expand(power[0]))(x)
+        torch.testing.assert_close(got, (6 * x).diag().expand(power[0], 3, 3))
+
+
+def test_a_function_may_change_the_tree_of_its_output_between_calls():
+    pair, x = [False], torch.randn(3, dtype=torch.float64)
+
+    def func(x):
+        return (x.sin(), {"twice": 2 * x}) if pair[0] else x.cos()
+
+    torch.testing.assert_close(torchjac.jac(func)(x), (-x.sin()).diag())
+    pair[0] = True
+    first, second = torchjac.jac(func)(x)
+    torch.testing.assert_close(first, x.cos().diag())
+    torch.testing.assert_close(second["twice"], 2 * torch.eye(3, dtype=x.dtype))
+
+
+def test_a_function_may_change_what_it_computes_between_calls():
+    ops, x = [torch.sin], torch.randn(3, dtype=torch.float64)
+    for ops[0] in (torch.sin, torch.exp, torch.tanh):
+        torch.testing.assert_close(torchjac.jac(lambda x: ops[0](x))(x), jacobian(ops[0], x))
+
+
+def test_a_module_may_go_from_evaluation_to_training():
+    x = torch.randn(4, 3, dtype=torch.float64)
+    net = torch.nn.BatchNorm1d(3, affine=False).double().eval()
+    per_sample = torchjac.batched_jac(net, per_sample=False)
+    torch.testing.assert_close(per_sample(x), torch.func.vmap(torch.func.jacrev(net))(x[:, None])[:, 0, :, 0])
+    net.train()
+    with pytest.raises(torchjac.errors.BatchCouplingError):
+        per_sample(x)
+    expected = jacobian(net, x).reshape(4, 3, 4, 3)
+    torch.testing.assert_close(torchjac.jac(net)(x), expected)
+
+
+def test_an_op_may_become_one_that_vmap_refuses():
+    class Loop(torch.autograd.Function):
+        """An old-style function: no vmap, no forward mode."""
+
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx, u):
+            (x,) = ctx.saved_tensors
+            return 2 * x * float(1) * u
+
+    old, x = [False], torch.randn(3, dtype=torch.float64)
+    func = torchjac.jac(lambda x: Loop.apply(x) if old[0] else x**2)
+    torch.testing.assert_close(func(x), (2 * x).diag())
+    old[0] = True
+    torch.testing.assert_close(func(x), (2 * x).diag())
+
+
+def test_the_memory_is_of_the_signature_and_not_of_the_transform():
+    calls = []
+
+    def func(x):
+        calls.append(1)
+        return x.sin()
+
+    x = torch.ones(4)
+    torchjac.jac(func)(x)
+    calls.clear()
+    torchjac.jac(func)(x)
+    assert len(calls) == 1

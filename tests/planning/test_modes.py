@@ -1,0 +1,109 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchjac.planning.modes import HESSIAN_MODES, MODES, choose_hessian_mode, choose_mode
+from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
+
+
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs", "mode"),
+    [
+        (8192, 1, "reverse"),  # one output: a single backward pass
+        (1, 1, "reverse"),
+        (0, 1, "reverse"),
+        (1, 8192, "forward"),  # one input: a single evaluation
+        (1, 2, "forward"),
+        (20, 20480, "forward"),
+        (400, 2000, "forward"),
+        (65, 100, "forward"),  # just under two thirds
+        (2, 3, "reverse"),  # two thirds exactly
+        (67, 100, "reverse"),
+        (100, 100, "reverse"),
+        (7, 3, "reverse"),
+        (301, 2500, "forward"),
+        (2, 4, "forward"),
+    ],
+)
+def test_the_mode_of_a_jacobian(num_inputs, num_outputs, mode):
+    assert choose_mode(num_inputs, num_outputs) == mode
+
+
+@given(st.integers(0, 10**6), st.integers(2, 10**6))
+def test_the_mode_chosen_never_takes_over_one_and_a_half_times_the_passes_of_the_other(n, m):
+    passes = {"forward": n, "reverse": m}
+    assert passes[choose_mode(n, m)] <= 1.5 * min(passes.values()) or n <= 1
+
+
+@given(st.integers(2, 1000), st.integers(2, 1000))
+def test_more_outputs_never_turn_forward_into_reverse(n, m):
+    if choose_mode(n, m) == "forward":
+        assert choose_mode(n, m + 1) == "forward"
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "modes"),
+    [
+        (0, ("reverse", "reverse")),
+        (1, ("reverse", "reverse")),
+        (2, ("forward", "reverse")),
+        (100, ("forward", "reverse")),
+    ],
+)
+def test_the_modes_of_a_hessian(num_outputs, modes):
+    assert choose_hessian_mode(num_outputs) == modes
+
+
+# The order in which ways are tried
+
+
+def test_a_jacobian_tries_its_mode_vmapped_then_looped_then_the_other_mode():
+    assert jacobian_ways("auto", 2, 100, vectorise=True) == (
+        Way("forward", True),
+        Way("forward", False),
+        Way("reverse", True),
+        Way("reverse", False),
+    )
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_mode_that_was_asked_for_is_the_only_one(mode):
+    ways = jacobian_ways(mode, 2, 100, vectorise=True)
+    assert ways == (Way(mode, True), Way(mode, False))
+
+
+@given(st.sampled_from(MODES), st.integers(0, 100), st.integers(0, 100))
+def test_a_chunk_size_of_one_leaves_only_ways_without_vmap(mode, n, m):
+    assert not any(way.vectorised for way in jacobian_ways(mode, n, m, vectorise=False))
+
+
+@given(st.integers(0, 100))
+def test_a_hessian_never_takes_forward_mode_inside_by_itself(m):
+    assert {way.inner for way in hessian_ways("auto", m, vectorise=True)} == {"reverse"}
+
+
+@pytest.mark.parametrize("mode", HESSIAN_MODES[1:])
+def test_the_modes_of_a_hessian_that_were_asked_for_are_the_only_ones(mode):
+    ways = hessian_ways(mode, 1, vectorise=True)
+    assert {f"{way.direction}-over-{way.inner}" for way in ways} == {mode}
+    assert [way.vectorised for way in ways] == [True, False]
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.booleans())
+def test_the_trusted_way_is_among_those_of_auto(n, m, vectorise):
+    for ways in (
+        jacobian_ways("auto", n, m, vectorise=vectorise),
+        hessian_ways("auto", m, vectorise=vectorise),
+    ):
+        assert {way.trusted for way in ways} <= set(ways)
+
+
+def test_the_trusted_way_is_plain_backward_passes():
+    assert Way("forward", True).trusted == Way("reverse", False)
+    assert Way("forward", True, "forward").trusted == Way("reverse", False, "reverse")
+    assert Way("reverse", False).trusted == Way("reverse", False)
+
+
+def test_a_way_says_what_it_is():
+    assert str(Way("forward", True)) == "forward mode, vmapped passes"
+    assert str(Way("reverse", False, "reverse")) == "reverse-over-reverse mode, one pass at a time"
