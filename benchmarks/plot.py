@@ -18,6 +18,7 @@ from .report import TITLES, peer_names
 COLORS = ["#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000"]
 MARKERS = ["o", "s", "^", "v", "D", "P", "X"]
 INK, PALE = "#333333", "#DDDDDD"
+LEAST = 0.02  # whoever takes fifty times as long, or more, is drawn here
 
 
 def save_plot(outcomes: Sequence[Outcome], path: Path, subtitle: str) -> None:
@@ -30,7 +31,8 @@ def save_plot(outcomes: Sequence[Outcome], path: Path, subtitle: str) -> None:
     if not panels:
         return
     # A panel is as tall as its rows or its legend, whichever needs more, and room for its title.
-    heights = [max(len(rows), len(peer_names(rows[0].workload.kind))) + 1.5 for _, rows in panels]
+    legends = [0.7 * len(peer_names(rows[0].workload.kind)) for _, rows in panels]
+    heights = [max(len(rows), tall) + 1.5 for (_, rows), tall in zip(panels, legends, strict=True)]
     figure, axes = plt.subplots(
         len(panels),
         figsize=(11, 0.32 * sum(heights) + 1.2),
@@ -54,11 +56,11 @@ def draw_panel(axis: Axes, title: str, rows: Sequence[Outcome]) -> None:
     axis.axvline(1, color=INK, linewidth=1, zorder=1)
     heights = range(len(rows), 0, -1)
     for height, outcome in zip(heights, rows, strict=True):
-        reach = [*outcome.ratios.values(), 1.0]
+        reach = [*(drawn(ratio) for ratio in outcome.ratios.values()), 1.0]
         axis.plot([min(reach), max(reach)], [height, height], color=PALE, linewidth=2, zorder=0)
     styles = itertools.cycle(zip(COLORS, MARKERS, strict=True))
     for name, (color, marker) in zip(peer_names(rows[0].workload.kind), styles, strict=False):
-        ratios = [outcome.ratios.get(name, math.nan) for outcome in rows]
+        ratios = [drawn(outcome.ratios.get(name, math.nan)) for outcome in rows]
         axis.scatter(ratios, heights, s=34, color=color, marker=marker, label=name, zorder=2)
     labels = [f"{o.workload.name}   {o.inputs} → {o.outputs}" for o in rows]
     axis.set_yticks(list(heights), labels, fontsize=8.5)
@@ -66,10 +68,19 @@ def draw_panel(axis: Axes, title: str, rows: Sequence[Outcome]) -> None:
     decorate(axis)
 
 
+def drawn(ratio: float) -> float:
+    """Return where a ratio is drawn: the few that are very small must not squeeze all others."""
+    return LEAST if ratio < LEAST else ratio
+
+
+def label(ratio: float, _position: int) -> str:
+    return f"≤ {ratio:g}" if math.isclose(ratio, LEAST) else f"{ratio:g}"
+
+
 def decorate(axis: Axes) -> None:
     """Leave only what helps to read a ratio off."""
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=50))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    axis.xaxis.set_major_formatter(FuncFormatter(label))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="x", labelbottom=True, labelsize=8)
     axis.tick_params(axis="both", length=0)

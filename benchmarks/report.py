@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import torch
-
-import torchjac
 
 from .peers import PEERS
 from .race import OURS, Outcome
@@ -19,7 +19,9 @@ TITLES: dict[Kind, str] = {"jac": "Jacobians", "hessian": "Hessians", "batched":
 
 INTRODUCTION = """\
 Ratios are the time of torchjac over the time of the peer, medians of one interleaved run: below 1
-torchjac is the faster one. Times belong to the machine and mean nothing by themselves."""
+torchjac is the faster one. ± is the interquartile range of torchjac's own turns over their median:
+where it is large the machine was busy, and the row is worth little. Times belong to the machine and
+mean nothing by themselves."""
 
 DETACHED = """\
 † The peer's result carries no graph to the parameters, where torchjac's (like `jacrev`'s) can be
@@ -29,10 +31,18 @@ differentiated further."""
 def header(threads: int) -> str:
     """Return the line that says what was measured on what."""
     return (
-        f"torchjac {getattr(torchjac, '__version__', '?')}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}, {threads} threads, "
+        f"torchjac {version()}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{threads} thread{'s' * (threads > 1)} on {os.cpu_count()} cores, "
         f"{cpu_name()}, {platform.system()} {platform.machine()}"
     )
+
+
+def version() -> str:
+    """Return the version of the installed package, if it is one and not just a folder."""
+    try:
+        return metadata.version("torchjac")
+    except metadata.PackageNotFoundError:
+        return "from source"
 
 
 def cpu_name() -> str:

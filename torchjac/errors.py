@@ -24,7 +24,7 @@ class TorchjacError(Exception):
 
 
 class OptionError(TorchjacError, ValueError):
-    """An option has a value that is not one of those allowed; raised when the transform is built."""
+    """An option has a value that is not allowed; raised when the transform is built, where it can be."""
 
 
 class OptionTypeError(TorchjacError, TypeError):

@@ -23,7 +23,10 @@ class Matrix(Engine):
         self.values = [torch.zeros(shape) for shape in outputs]
         self.primals = [torch.zeros(shape) for shape in inputs]
         self.blocks = [
-            [torch.randn(y.numel(), x.numel()) if connected(o, i) else None for i, x in enumerate(self.primals)]
+            [
+                torch.randn(y.numel(), x.numel()) if connected(o, i) else None
+                for i, x in enumerate(self.primals)
+            ]
             for o, y in enumerate(self.values)
         ]
         self.chunks = []
@@ -45,13 +48,15 @@ class Matrix(Engine):
                 if block is not None:
                     rows = stack.reshape(len(stack), -1) @ (block if reverse else block.T)
                     total = rows if total is None else total + rows
-            products.append(None if total is None else total.reshape(-1, *like.shape))
+            products.append(None if total is None else total.reshape(len(rows), *like.shape))
         return products
 
     def jacobian(self):
         return [
             [
-                torch.zeros(*y.shape, *x.shape) if block is None else block.reshape(*y.shape, *x.shape)
+                torch.zeros(y.shape + x.shape)
+                if block is None
+                else block.reshape(y.shape + x.shape)
                 for block, x in zip(row, self.primals, strict=True)
             ]
             for row, y in zip(self.blocks, self.values, strict=True)
@@ -76,7 +81,9 @@ def matrices(draw):
 
 @given(matrices(), st.none() | st.integers(1, 10))
 def test_any_chunks_of_any_leaves_make_up_the_jacobian(engine, chunk_size):
-    leaves = assemble(run(engine, engine.seeds(), chunk_size), engine, engine.primals, batched=False)
+    leaves = assemble(
+        run(engine, engine.seeds(), chunk_size), engine, engine.primals, batched=False
+    )
     torch.testing.assert_close(leaves, engine.jacobian())
 
 
@@ -116,7 +123,12 @@ def test_zeros_reach_across_the_borders_of_chunks():
 
 def outputs(x, y):
     """Leaves of several sizes; some depend on one input only, one on none."""
-    return {"both": x[:, None] * y, "none": torch.ones(3), "one": y.sin(), "integer": torch.arange(2)}
+    return {
+        "both": x[:, None] * y,
+        "none": torch.ones(3),
+        "one": y.sin(),
+        "integer": torch.arange(2),
+    }
 
 
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
@@ -225,6 +237,14 @@ def test_what_is_done_to_a_result_in_place_touches_no_later_result(mode, chunk_s
         leaf.mul_(7)
     again = transform(x)
     torch.testing.assert_close(list(again) if isinstance(again, tuple) else [again], kept)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_two_results_share_no_memory(mode):
+    transform, x = torchjac.jac(lambda x: x, mode=mode), torch.randn(3)
+    one, other = transform(x), transform(x)
+    one.mul_(7)
+    torch.testing.assert_close(other, torch.eye(3))
 
 
 def test_a_backward_formula_that_works_in_place_touches_no_later_result():

@@ -16,8 +16,7 @@ def test_a_chunk_that_does_not_fit_is_halved(levels, mode, chunk_size, limit):
     levels.limit = limit
     got = torchjac.jac(torch.sin, mode=mode, chunk_size=chunk_size)(X)
     torch.testing.assert_close(got, X.cos().diag())
-    fitting = [size for size in levels.sizes if size <= limit]
-    assert all(size <= limit for size in levels.sizes[len(levels.sizes) - len(fitting) :])
+    assert levels.sizes[0] > limit
 
 
 def test_halving_goes_on_from_the_chunk_that_failed(levels):
@@ -52,10 +51,10 @@ def test_a_batch_is_halved_too(levels):
     torch.testing.assert_close(got, X.cos().diag().expand(3, 7, 7))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 5, 4])
+@pytest.mark.parametrize("chunk_size", [None, 30, 20])
 def test_dropout_keeps_its_mask_when_a_chunk_is_tried_again(levels, chunk_size):
-    levels.limit = 3
-    x = torch.ones(7, dtype=torch.float64)
+    levels.limit = 8
+    x = torch.ones(40, dtype=torch.float64)
     torch.manual_seed(1)
     mask = torch.nn.functional.dropout(x)
     torch.manual_seed(1)
@@ -84,7 +83,9 @@ class Late(torch.autograd.Function):
 @pytest.mark.filterwarnings("error::torchjac.errors.TorchjacFallbackWarning")
 def test_a_last_chunk_that_fails_halfway_is_tried_again_over_the_same_graph():
     # sin comes first on the way back, so that what it saved is gone if the graph was freed.
-    transform = torchjac.jac(lambda x: Late.apply(x).sin(), mode="reverse", chunk_size=4, check="never")
+    transform = torchjac.jac(
+        lambda x: Late.apply(x).sin(), mode="reverse", chunk_size=4, check="never"
+    )
     Late.runs = 0
     torch.testing.assert_close(transform(X), X.cos().diag())
 
@@ -109,7 +110,10 @@ def _no_memory(cotangent):
     [
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
         (RuntimeError("MPS backend out of memory"), True),
         (RuntimeError("size mismatch"), False),
         (ValueError("out of memory"), False),

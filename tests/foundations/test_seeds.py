@@ -46,7 +46,9 @@ def test_a_leaf_that_a_chunk_does_not_touch_is_absent(leaves, data):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_seed_has_the_dtype_of_its_leaf(dtype):
-    seeds = IdentitySeeds(Layout([torch.empty(2, dtype=dtype), torch.empty(2, dtype=torch.float64)]))
+    seeds = IdentitySeeds(
+        Layout([torch.empty(2, dtype=dtype), torch.empty(2, dtype=torch.float64)])
+    )
     chunk = seeds.chunk(0, 4)
     assert [stack.dtype for stack in chunk.values()] == [dtype, torch.float64]
 

@@ -75,7 +75,9 @@ def test_a_function_may_change_the_size_of_its_output_between_calls(mode, chunk_
     size, x = [1], torch.randn(3, dtype=torch.float64)
 
     def func(x):
-        return torch.outer(torch.arange(1.0, size[0] + 1, dtype=x.dtype), x.sin()).reshape(-1)[: size[0]]
+        return torch.outer(torch.arange(1.0, size[0] + 1, dtype=x.dtype), x.sin()).reshape(-1)[
+            : size[0]
+        ]
 
     for size[0] in (1, 5, 2, 0, 7):
         expected = jacobian(func, x) if size[0] else torch.zeros(0, 3, dtype=x.dtype)
@@ -113,7 +115,9 @@ def test_a_module_may_go_from_evaluation_to_training():
     x = torch.randn(4, 3, dtype=torch.float64)
     net = torch.nn.BatchNorm1d(3, affine=False).double().eval()
     per_sample = torchjac.batched_jac(net, per_sample=False)
-    torch.testing.assert_close(per_sample(x), torch.func.vmap(torch.func.jacrev(net))(x[:, None])[:, 0, :, 0])
+    torch.testing.assert_close(
+        per_sample(x), torch.func.vmap(torch.func.jacrev(net))(x[:, None])[:, 0, :, 0]
+    )
     net.train()
     with pytest.raises(torchjac.errors.BatchCouplingError):
         per_sample(x)

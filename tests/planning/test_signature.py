@@ -182,19 +182,17 @@ def test_a_function_that_closes_over_itself_ends():
 
 
 def test_an_empty_cell_is_no_obstacle():
-    def early():
-        description = of_function(late)
-        return description
-
     def late():
         return unset
 
-    description = early()
-    unset = 1
-    assert description == of_function(late) or unset
+    description = of_function(late)
+    unset = torch.sin
+    assert of_function(late) != description
 
 
-@pytest.mark.parametrize("func", [torch.sin, math.sin, len, torch.nn.functional.relu, torch.Tensor.sin])
+@pytest.mark.parametrize(
+    "func", [torch.sin, math.sin, len, torch.nn.functional.relu, torch.Tensor.sin]
+)
 def test_builtins_are_told_by_what_they_are(func):
     assert same(func, func)
     assert not same(func, torch.cos)

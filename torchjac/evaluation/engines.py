@@ -34,7 +34,7 @@ from torchjac.foundations.seeds import Chunk
 
 __all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "linearize"]
 
-_run_backward = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
+_run_backward = torch.autograd.Variable._execution_engine.run_backward
 
 Direction: TypeAlias = Literal["forward", "reverse"]
 FlatFunction: TypeAlias = Callable[
@@ -120,7 +120,8 @@ class Pullback(Engine):
 
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
         self.primals = primals
-        self.values, self._pull, self.carried = torch.func.vjp(
+        # PyTorch's annotation leaves out what has_aux adds.
+        self.values, self._pull, self.carried = torch.func.vjp(  # type: ignore[misc]
             lambda *leaves: function(leaves), *primals, has_aux=True
         )
 
@@ -140,7 +141,8 @@ class Push(Engine):
 
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
         self._function = function
-        self.primals = primals
+        # A dual number cannot be made of a tensor whose elements share memory.
+        self.primals = [p.contiguous() if 0 in p.stride() else p for p in primals]
         self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
@@ -153,7 +155,7 @@ class Push(Engine):
                 full[index] = leaf
             return self._function(full)
 
-        values, products, carried = torch.func.jvp(
+        values, products, carried = torch.func.jvp(  # type: ignore[misc]
             partial,
             tuple(self.primals[leaf] for leaf in touched),
             tuple(seeds.values()),

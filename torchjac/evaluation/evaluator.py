@@ -9,19 +9,16 @@ evaluator does not know which, and a block comes out seed-side first, ``(k, *pro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torchjac.evaluation.engines import Engine
-from torchjac.evaluation.surroundings import is_out_of_memory
-from torchjac.foundations.layout import Layout
+from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
 from torchjac.foundations.seeds import IdentitySeeds
 
 __all__ = ["assemble", "run"]
-
-BeforeChunk = Callable[[], None]
 
 
 class _Rows:
@@ -64,13 +61,7 @@ class _Rows:
         return self._pieces[0] if len(self._pieces) == 1 else torch.cat(self._pieces)
 
 
-def run(
-    engine: Engine,
-    seeds: IdentitySeeds,
-    chunk_size: int | None,
-    *,
-    before_chunk: BeforeChunk | None = None,
-) -> list[list[Tensor]]:
+def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[list[Tensor]]:
     """Multiply all ``seeds`` and return ``blocks[seed leaf][product leaf]``.
 
     Args:
@@ -79,22 +70,27 @@ def run(
         chunk_size: seeds per vmapped pass; None for all at once. A chunk of a single seed is one
             plain pass without vmap. On running out of memory the size is halved and the same chunk
             tried again.
-        before_chunk: called before every chunk but the first, to set the random state back.
+
+    A forward engine evaluates its function once per chunk; each finds the random state of the first.
     """
     total, counts = seeds.total, seeds.layout.counts
     size = total if chunk_size is None else min(chunk_size, total)
     rows: list[list[_Rows]] = []
+    redraws = engine.direction == "forward" and size < total and not compiling()
+    draw = Draw(engine.primals) if redraws else None
     start = 0
     while start < total:
         stop = min(start + size, total)
-        if start and before_chunk is not None:
-            before_chunk()
+        if start and draw is not None:
+            draw.again()
         try:
             products = _pass(engine, seeds, start, stop)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
             size = math.ceil(size / 2)
+            if engine.direction == "forward" and draw is None:
+                draw = Draw(engine.primals)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue

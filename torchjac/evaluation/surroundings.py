@@ -23,7 +23,7 @@ __all__ = [
     "ordinary_mode",
 ]
 
-_functorch = torch._C._functorch  # type: ignore[attr-defined]
+_functorch = torch._C._functorch
 
 
 def _never() -> bool:
@@ -44,10 +44,7 @@ def has_values(tensors: Sequence[Tensor]) -> bool:
     """True where tensors hold numbers that can be compared: no transform, no trace, no fake tensor."""
     if compiling() or inside_transform() or torch._C._len_torch_dispatch_stack():
         return False
-    for tensor in tensors:
-        if tensor.is_meta or hasattr(tensor, "fake_mode"):
-            return False
-    return True
+    return not any(tensor.is_meta or hasattr(tensor, "fake_mode") for tensor in tensors)
 
 
 # PyTorch's forward-mode levels and `functional_call` are global to the process: two threads inside

@@ -5,13 +5,7 @@ from __future__ import annotations
 from torchjac.evaluation.engines import Engine, FlatFunction, Graph, linearize
 from torchjac.evaluation.evaluator import assemble, run
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.surroundings import (
-    Draw,
-    compiling,
-    exclusively,
-    has_values,
-    inside_transform,
-)
+from torchjac.evaluation.surroundings import exclusively, has_values, inside_transform
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.planning.chunks import always_fits, bytes_per_pass, choose_chunk_size
@@ -41,10 +35,7 @@ def read_off(
     graph = engine if isinstance(engine, Graph) else None
     if graph is not None and record is not None and to_check(problem, way, record):
         graph.retain_graph = True
-    redraw = None
-    if graph is None and size is not None and size < seeds.total and not compiling():
-        redraw = Draw(problem.primals).again
-    blocks = run(engine, seeds, size, before_chunk=redraw)
+    blocks = run(engine, seeds, size)
     leaves = assemble(blocks, engine, problem.primals, batched=problem.batched)
     values, carried = engine.values, engine.carried
     if isinstance(function, Jacobian):

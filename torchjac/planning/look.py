@@ -15,9 +15,7 @@ __all__ = ["look"]
 class _Largest(TorchDispatchMode):
     """Notes the size of the largest tensor that any op makes."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.nbytes = 0
+    nbytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -30,14 +28,17 @@ class _Largest(TorchDispatchMode):
 
 
 def look(evaluate: Callable[[], Sequence[Tensor]]) -> tuple[tuple[int, ...], int]:
-    """Evaluate a function once, plainly; return the elements of its outputs and its largest result.
+    """Evaluate a function once, plainly.
 
-    The largest result is that of any op, in bytes. An exception that this raises is the function's own, for nothing is differentiated here.
+    Returns:
+        The elements of each of its outputs, and the bytes of the largest result of any of its ops.
+
+    An exception that this raises is the function's own, for nothing is differentiated here.
     """
-    with torch.no_grad(), _Largest() as largest:
+    with torch.no_grad(), _Largest() as largest:  # type: ignore[no-untyped-call]
         try:
             values = evaluate()
-        except Exception:  # a compiled function, say, that refuses to be watched
+        except Exception:  # noqa: BLE001 - a compiled function, say, that refuses to be watched
             largest.nbytes = 0
     if not largest.nbytes:
         with torch.no_grad():

@@ -56,7 +56,7 @@ def of_function(func: Any) -> tuple[Hashable, bool]:
     return described, _MODULE in seen
 
 
-def _describe(subject: Any, seen: set[int]) -> Hashable:
+def _describe(subject: Any, seen: set[int]) -> Any:
     kind = type(subject)
     if kind in _VALUES:
         return kind
@@ -72,22 +72,30 @@ def _describe(subject: Any, seen: set[int]) -> Hashable:
         # Training mode changes what runs: batch norm couples the samples, dropout draws.
         return (_Identity(subject), *[module.training for module in subject.modules()])
     if isinstance(subject, types.MethodType):
-        return (_describe(subject.__func__, seen), _describe(subject.__self__, seen))
+        return (subject.__func__.__code__, _describe(subject.__self__, seen))
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
         return ("partial", *[_describe(part, seen) for part in parts])
     if isinstance(subject, (tuple, list)):
         seen.add(id(subject))
-        return (kind.__name__, *[_describe(part, seen) for part in subject])
+        return (kind, *[_describe(part, seen) for part in subject])
     if isinstance(subject, dict):
         seen.add(id(subject))
         return ("dict", *[_describe(part, seen) for part in subject.values()])
-    if callable(subject):
-        try:
-            return _Identity(subject)
-        except TypeError:  # no weak references to it: a built-in, or a class with slots
-            return (kind, getattr(subject, "__qualname__", None))
-    return kind
+    return _describe_object(subject, seen)
+
+
+def _describe_object(subject: Any, seen: set[int]) -> Any:
+    kind = type(subject)
+    if kind.__module__.partition(".")[0] == "numpy":
+        return kind
+    try:
+        identity = _Identity(subject)
+    except TypeError:  # no weak references to it: a built-in, or a class with slots
+        return (kind, getattr(subject, "__qualname__", None))
+    seen.add(id(subject))
+    held = getattr(subject, "__dict__", {}).values()
+    return (identity, *[_describe(x, seen) for x in held if isinstance(x, torch.nn.Module)])
 
 
 def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
@@ -125,7 +133,7 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 def of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
     """Describe arguments by tree, shapes, dtypes and devices."""
-    if not kwargs and all([isinstance(arg, torch.Tensor) for arg in args]):
+    if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
         return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
     leaves, spec = flatten((args, dict(kwargs)))
     described = [

@@ -5,9 +5,11 @@ This is the one path that every transform of a function takes.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 
-from torchjac.errors import TorchjacError
+from torchjac.errors import TorchjacError, UnsupportedError
 from torchjac.evaluation.engines import linearize
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.graphs import describe
@@ -29,52 +31,48 @@ def solve(problem: Problem) -> Answer:
         return _traced(problem)
     key = problem.signature()
     record = recall(key)
+    if problem.slower is None:
+        return _solve(problem, key, record)
+    if record is not None and record.slower:
+        problem.function = problem.slower
+        return _solve(problem, key, record)
+    try:
+        return _solve(problem, key, record)
+    except Exception as error:
+        # Bad input stays bad input; anything else may come from the vmap around the function.
+        own = isinstance(error, TorchjacError) and not isinstance(error, UnsupportedError)
+        if own or is_out_of_memory(error):
+            raise
+        problem.function = problem.slower
+        answer = _solve(problem, key, None)
+        warn_slower(problem.name, error, len(problem.primals[0]))
+        return answer
+
+
+def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     draw = None
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
     if record is None:
         record = _first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
-    elif record.slower and problem.slower is not None:
-        problem.function = problem.slower
     answer = _first_that_works(problem, record, draw)
     if draw is not None and to_check(problem, answer.way, record):
-        trusted = answer.way.trusted
-        answer = verified(
-            problem,
-            answer,
-            record,
-            draw,
-            lambda: attempt(problem, trusted, record),
-        )
+        trusted, known = answer.way.trusted, record
+        answer = verified(problem, answer, known, draw, lambda: attempt(problem, trusted, known))
     return answer
 
 
 def _first_look(problem: Problem, draw: Draw) -> Record:
     """See the function for the first time; what it raises here is its own and comes out as it is."""
-    slower = False
     if problem.recorded is not None:
         values = problem.recorded.values
         counts, largest = tuple(value.numel() for value in values), describe(values)[1]
     else:
         with draw.aside():
-            counts, largest, slower = _looked(problem)
+            counts, largest = look(lambda: problem.function(problem.primals)[0])
+    slower = problem.function is problem.slower
     return Record(counts, largest, problem.ways(problem.rows(counts)), slower)
-
-
-def _looked(problem: Problem) -> tuple[tuple[int, ...], int, bool]:
-    try:
-        return *look(lambda: problem.function(problem.primals)[0]), False
-    except TorchjacError:
-        raise
-    except Exception as error:
-        slower = problem.slower
-        if slower is None or is_out_of_memory(error):
-            raise
-        counts, largest = look(lambda: slower(problem.primals)[0])
-        problem.function = slower
-        warn_slower(problem.name, error, len(problem.primals[0]))
-        return counts, largest, True
 
 
 def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> Answer:

@@ -59,9 +59,9 @@ def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
             refuse_coupling(problem.name, graph)
         if graph is not None and not adjoint_probe(graph, answer.leaves, batched=problem.batched):
             return "one plain backward pass"
-    if problem.order == 2 and all(p.dtype in _FINE for p in problem.primals):
-        if not _survives_difference(problem, backward, answer.leaves, draw):
-            return "a difference of gradients"
+    fine = problem.order == 2 and all(p.dtype in _FINE for p in problem.primals)
+    if fine and not _survives_difference(problem, backward, answer.leaves, draw):
+        return "a difference of gradients"
     return None
 
 
@@ -77,11 +77,12 @@ def _recorded(problem: Problem, function: FlatFunction, answer: Answer, draw: Dr
     try:
         with draw.aside():
             graph = linearize(function, [p.detach() for p in problem.primals], "reverse")
-    except Exception:  # an op without a backward formula: forward mode is all there is
+    except Exception:  # noqa: BLE001 - an op without a backward formula: forward mode is all there is
         return None
     assert isinstance(graph, Graph)
+    # A Jacobian carries the outputs of its function first, and maybe more behind them.
     values = graph.values if problem.order == 1 else graph.carried
-    for value, known in zip(values, answer.values):
+    for value, known in zip(values, answer.values, strict=False):
         a, b = value.detach(), known.detach()
         if a.shape != b.shape or not torch.allclose(
             a, b, rtol=tolerance([a]), atol=tolerance([a]), equal_nan=True
@@ -99,7 +100,7 @@ def _survives_difference(
 
     try:
         return difference_probe(replayed, problem.primals, leaves)
-    except Exception:  # no reverse mode, or no value beside this point: nothing to compare with
+    except Exception:  # noqa: BLE001 - no reverse mode, or no value beside this point: nothing to compare with
         return True
 
 

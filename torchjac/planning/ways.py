@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torchjac.evaluation.engines import Direction
 from torchjac.planning.modes import choose_hessian_mode, choose_mode
 
-__all__ = ["Way", "jacobian_ways", "hessian_ways"]
+__all__ = ["Way", "hessian_ways", "jacobian_ways"]
 
 
 class Way(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchjac.errors import OptionError
+from torchjac.errors import OptionError, UnsupportedError
 from torchjac.testing.differences import Estimate
 from torchjac.testing.finite_difference import direction
 from torchjac.testing.judge import Judge
@@ -16,7 +16,7 @@ from torchjac.testing.point import Argnums, Point, flat, split
 from torchjac.testing.probes import Probe
 from torchjac.testing.report import CheckReport
 from torchjac.testing.structure import axes_of, read
-from torchjac.testing.tolerances import tolerance
+from torchjac.testing.tolerances import precision, tolerance
 
 __all__ = ["check_hessian", "check_jac"]
 
@@ -244,6 +244,12 @@ def _pull(
     ]
 
 
+def _refuse_coarse(point: Point) -> None:
+    """In 16-bit dtypes a difference is mostly the rounding of its own step."""
+    if precision([*point.leaves, *point.outputs]) > 1e-4:
+        raise UnsupportedError("the dtype is too coarse; use float64")
+
+
 def _exact(value: Tensor) -> Estimate:
     return Estimate(value, torch.zeros_like(value))
 
@@ -258,6 +264,7 @@ def _reverse(point: Point) -> Probe:
 
 def _differences(point: Point) -> Probe:
     def reference(vectors: list[Tensor]) -> Estimate:
+        _refuse_coarse(point)
         return direction(point.values, point.leaves, split(vectors[0], point.leaves))
 
     return Probe("difference", "finite difference", 0, reference)
@@ -278,6 +285,7 @@ def _differences_of_gradients(point: Point) -> Probe:
             fresh, outputs = point.recorded(leaves)
             return _pull(outputs, fresh, vectors[0])
 
+        _refuse_coarse(point)
         return direction(gradient, point.leaves, split(vectors[1], point.leaves))
 
     return Probe("difference", "difference of gradients", 1, reference)

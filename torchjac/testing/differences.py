@@ -129,6 +129,9 @@ def _level(line: Line, center: Tensor, step: float, epsilon: float) -> _Level:
 
 
 def _kink(coarse: _Level, fine: _Level) -> Tensor:
-    """Half the jump of the slope at a kink, where the bend does not shrink with the step."""
+    """Half the jump of the slope at a kink, and 1% more for curvature.
+
+    A kink is where the bend does not shrink with the step.
+    """
     stays = (fine.bend > 2 * coarse.bend / RATIO) & (fine.bend > 8 * fine.noise)
-    return torch.where(stays, fine.bend / 2, 0.0)
+    return torch.where(stays, 1.01 * fine.bend / 2, 0.0)

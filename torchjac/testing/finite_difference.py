@@ -118,9 +118,14 @@ def direction(
     tangents: Sequence[Tensor],
     step: float | None = None,
 ) -> Estimate:
-    """Differentiate ``values`` at ``leaves`` along ``tangents``: eleven evaluations."""
+    """Differentiate ``values`` at ``leaves`` along ``tangents``: eleven evaluations.
+
+    No entry moves by more than ``step`` times its magnitude, or one.
+    """
     center = values(leaves)
     epsilon = precision([*leaves, *center])
+    room = flat(leaves).abs().clamp(min=1) / flat(tangents).abs()
+    reach = float(room.min()) if room.isfinite().any() else 1.0
 
     def line(displacement: float) -> tuple[Tensor, float]:
         moved = [
@@ -128,7 +133,7 @@ def direction(
         ]
         return flat(values(moved)), displacement
 
-    return along(line, flat(center), step or first_step(epsilon), epsilon)
+    return along(line, flat(center), (step or first_step(epsilon)) * reach, epsilon)
 
 
 def column(point: Point, leaf: int, entry: int, step: float | None = None) -> Estimate:

@@ -70,7 +70,7 @@ class Judge:
         """What every probe sees, and the probes that work: PyTorch may refuse to differentiate."""
         seen, usable = [], list(probes)
         for _ in range(samples):
-            vectors = [random_vector(axis.size, self._generator) for axis in self._axes]
+            vectors = [random_vector(axis.scale, self._generator) for axis in self._axes]
             for probe in tuple(usable):
                 kept = [vector for axis, vector in enumerate(vectors) if axis != probe.free]
                 try:

@@ -108,11 +108,12 @@ def locate(
     return tuple(place)
 
 
-def random_vector(size: int, generator: torch.Generator) -> Tensor:
-    """Entries of random sign between 1/2 and 1, exact in every floating-point dtype."""
-    magnitude = torch.randint(32, 65, (size,), generator=generator) / 64
-    sign = 2 * torch.randint(0, 2, (size,), generator=generator) - 1
-    return (magnitude * sign).to(torch.float64)
+def random_vector(scale: Tensor, generator: torch.Generator) -> Tensor:
+    """Entries of random sign between half of ``scale`` and ``scale``, exact in every dtype."""
+    size = scale.shape
+    magnitude = torch.randint(32, 65, size, generator=generator) / 64
+    sign = 2 * torch.randint(0, 2, size, generator=generator) - 1
+    return (magnitude * sign).to(torch.float64) * scale
 
 
 def unit_vector(size: int, entry: int) -> Tensor:

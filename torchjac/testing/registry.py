@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from torchjac.testing import choices as c
 from torchjac.testing.operators import Operator as Op
 
 __all__ = ["OPERATORS"]
 
+# Before 2.4 some operators had no forward mode, or no batching rule for their backward pass.
+_OLD = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)
 _F = "torch.nn.functional."
 _EYE = "torch.eye({0}.shape[0], dtype={0}.dtype, device={0}.device)"
 # Diagonally dominant, so that its inverse is no larger than one.
@@ -41,7 +45,7 @@ _ELEMENTWISE = (
     Op("softplus", _F + "softplus({0})", bound=c.of(lambda b: 1 + b)),
     Op("silu", _F + "silu({0})"),
     Op("gelu", _F + "gelu({0})"),
-    Op("logsigmoid", _F + "logsigmoid({0})", bound=c.of(lambda b: 1 + b)),
+    Op("logsigmoid", _F + "logsigmoid({0})", bound=c.of(lambda b: 1 + b), trap=2 * _OLD),
     Op("ones_like", "torch.ones_like({0})", bound=c.at_most(1)),
     Op("abs", "torch.abs({0})", smooth=False),
     Op("relu", "torch.relu({0})", smooth=False),
@@ -76,7 +80,7 @@ _SEVERAL = (
     Op("stack", "torch.stack([{0}, {1}], {dim})", c.same, c.new_dim),
     Op("outer", "torch.outer({0}, {1})", c.rank(1, 1), bound=c.product),
     Op("matmul", "{0} @ {1}", c.matmul, bound=c.summed),
-    Op("linear", _F + "linear({0}, {1})", c.linear, bound=c.summed),
+    Op("linear", _F + "linear({0}, {1})", c.linear, bound=c.summed, trap=2 * _OLD),
     Op("inner", "torch.einsum('...i,...i->...', {0}, {1})", c.same_rank_1, bound=c.summed),
     Op("conv1d", _F + "conv1d({0}[None, None], {1}[None, None])[0, 0]", c.conv, bound=c.summed),
 )
@@ -91,7 +95,7 @@ _REDUCTIONS = (
     Op("softmax", "{0}.softmax({dim})", c.filled, c.dim, c.at_most(1)),
     Op("log_softmax", "{0}.log_softmax({dim})", c.filled, c.dim, c.log_sum),
     Op("cumsum", "{0}.cumsum({dim})", c.rank(1), c.dim, c.summed),
-    Op("logcumsumexp", "{0}.logcumsumexp({dim})", c.filled, c.dim, c.log_sum),
+    Op("logcumsumexp", "{0}.logcumsumexp({dim})", c.filled, c.dim, c.log_sum, trap=1 * _OLD),
     Op("trace", "{0}.trace()", c.square, bound=c.summed),
     Op("norm", "torch.linalg.vector_norm({0})", bound=c.summed, smooth=False),
     Op("norm_dim", "{0}.norm(dim={dim})", c.filled, c.dim, c.summed, smooth=False),
@@ -132,7 +136,7 @@ _VIEWS = (
 _INDEXING = (
     Op("take_rows", "{0}[" + _INDEX + "]", lambda s: c.filled(s) and len(s) == 1, c.indices),
     Op("index_select", "{0}.index_select({dim}, " + _INDEX + ")", c.filled, c.indices),
-    Op("take", "{0}.take(" + _INDEX + ")", c.nonempty, c.flat_indices),
+    Op("take", "{0}.take(" + _INDEX + ")", c.nonempty, c.flat_indices, trap=1 * _OLD),
     Op("gather", "{0}.gather({dim}, " + _INDEX + ")", c.filled, c.grid),
     Op(
         "scatter_add",
@@ -183,9 +187,9 @@ _LINEAR_ALGEBRA = (
         bound=c.at_most(9),
         trap=2,
     ),
-    Op("prod", "{0}.prod({dim})", c.filled, c.dim, c.power, trap=2),
+    Op("prod", "{0}.prod({dim})", c.filled, c.dim, c.power),
     Op("cumprod", "{0}.cumprod({dim})", c.filled, c.dim, c.power, trap=2),
-    Op("layer_norm", _F + "layer_norm({0}, {0}.shape[-1:])", c.filled, bound=c.at_most(4), trap=2),
+    Op("layer_norm", _F + "layer_norm({0}, {0}.shape[-1:], eps=1.0)", c.filled, trap=2),
     # The batching rule of its derivative is wrong, and there is no forward mode.
     Op(
         "cdist",

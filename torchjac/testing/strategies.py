@@ -241,7 +241,11 @@ def scalar_programs(  # noqa: D417 - Hypothesis passes draw
     """
     allowed = _allowed(operators, smooth, 0 if traps else order)
     builder = _composed(draw, allowed, max_operators, max_arguments, dtype)
-    terms = draw(st.lists(st.sampled_from(builder.variables), min_size=1, max_size=2, unique=True))
+    newest, *others = builder.variables
+    terms = [
+        newest,
+        *draw(st.lists(st.sampled_from(others), max_size=1) if others else st.just([])),
+    ]
     return builder.finish(" + ".join(f"{term}.sum()" for term in terms))
 
 
@@ -350,7 +354,8 @@ def _composed(
     specs = draw(st.lists(trees(small, max_leaves=2), min_size=1, max_size=max_arguments))
     builder = Builder(tuple(specs), dtype)
     for _ in range(pick(range(1, max_operators + 1))):
-        builder.apply(pick(allowed), pick)
+        # Not everything fits everywhere; what does not is tried again with another operator.
+        any(builder.apply(pick(allowed), pick) for _ in range(3))
     return builder
 
 

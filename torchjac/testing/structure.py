@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchjac.foundations.pytree import flatten, unflatten
-from torchjac.testing.point import Point, unravel
+from torchjac.testing.point import Point, flat, unravel
 from torchjac.testing.report import DerivativeError, Place
 
 __all__ = ["Axis", "axes_of", "read"]
@@ -20,11 +20,13 @@ class Axis(NamedTuple):
 
     labels: Sequence[str]
     likes: Sequence[Tensor]
+    scale: Tensor
+    """The power of two next to each entry's magnitude, and no less than one: a usual step."""
 
     @property
     def size(self) -> int:
         """How many entries there are."""
-        return sum(like.numel() for like in self.likes)
+        return len(self.scale)
 
     def place(self, position: int) -> Place:
         """The leaf and the index within it of the entry at ``position``."""
@@ -37,8 +39,11 @@ class Axis(NamedTuple):
 
 def axes_of(point: Point, order: int) -> list[Axis]:
     """The axes of the ``order``-th derivative: outputs first, then inputs ``order`` times."""
-    outputs = Axis([point.output_labels[index] for index in point.kept], point.outputs)
-    return [outputs, *[Axis(point.input_labels, point.leaves)] * order]
+    ones = torch.ones_like(flat(point.outputs))
+    outputs = Axis([point.output_labels[index] for index in point.kept], point.outputs, ones)
+    magnitude = flat(point.leaves).abs().nan_to_num(1.0, 1.0).clamp(min=1)
+    inputs = Axis(point.input_labels, point.leaves, magnitude.log2().floor().exp2())
+    return [outputs, *[inputs] * order]
 
 
 def read(point: Point, derivative: Any, order: int, *, check_dtype: bool) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.errors import ArgumentError, OptionError, OutputTypeError, UnsupportedError
+from torchjac.errors import ArgumentError, OptionError, OutputTypeError
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
 from torchjac.planning.problem import Problem
@@ -215,7 +215,7 @@ class _BatchCall(Call):
 
     def signature(self) -> Any:
         """What makes another call the same as this one."""
-        return (type(self).__name__, repr(self._in_dims), self._randomness, *super().signature())
+        return (type(self).__name__, repr(self._in_dims), self._randomness, super().signature())
 
 
 class _SampleCall(_BatchCall):
@@ -270,7 +270,7 @@ class _SampleCall(_BatchCall):
         except RuntimeError as error:
             if "randomness error mode" not in str(error):
                 raise
-            raise UnsupportedError(
+            raise OptionError(
                 "batched_jac(randomness='error'): func draws random numbers. Pass "
                 "randomness='different' for a draw per sample, or 'same' for one that all share."
             ) from error

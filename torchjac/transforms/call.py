@@ -189,7 +189,7 @@ class Call:
             return torch.func.functional_call(self._func, swapped, tuple(args), kwargs)
 
     def _are_parameters(self, leaves: Sequence[Tensor]) -> bool:
-        return all([leaf is own for leaf, own in zip(leaves, self.primals, strict=True)])
+        return all(leaf is own for leaf, own in zip(leaves, self.primals, strict=True))
 
     def _kind(self, output: object) -> str:
         if output is None:

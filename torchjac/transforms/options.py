@@ -10,7 +10,7 @@ import torch
 from torchjac.errors import OptionError, OptionTypeError
 from torchjac.planning.modes import HESSIAN_MODES, MODES
 
-__all__ = ["Argnums", "Check", "ChunkSize", "HessianMode", "Mode", "Options", "PARAMS"]
+__all__ = ["PARAMS", "Argnums", "Check", "ChunkSize", "HessianMode", "Mode", "Options"]
 
 Mode: TypeAlias = Literal["auto", "forward", "reverse"]
 HessianMode: TypeAlias = Literal[

@@ -1,0 +1,26 @@
+"""What is known of PyTorch 2.13 and cannot be helped, and how many operators come out right."""
+
+from __future__ import annotations
+
+__all__ = ["COUNTS", "PLAIN_AUTOGRAD_IS_WRONG", "PLAIN_DOUBLE_BACKWARD_IS_WRONG"]
+
+_STATISTICS = "the saved mean and deviation, which are outputs too, have no derivative"
+_DUPLICATES = "where indices repeat one value wins, but all of them receive its derivative"
+_SAMPLING = "the draw depends on the mean and the deviation, but has no derivative"
+
+PLAIN_AUTOGRAD_IS_WRONG: dict[str, str] = {
+    "_batch_norm_with_update": _STATISTICS,
+    "_native_batch_norm_legit": _STATISTICS,
+    "as_strided_scatter": "its backward pass reads strides that the gradient does not have",
+    "native_batch_norm": _STATISTICS,
+    "native_layer_norm": _STATISTICS,
+    "nn.functional.max_unpool1d": _DUPLICATES,
+    "nn.functional.max_unpool2d": _DUPLICATES,
+    "nn.functional.max_unpool3d": _DUPLICATES,
+    "normal": _SAMPLING,
+    "normal.number_mean": _SAMPLING,
+}
+"""Operators whose Jacobian from a loop of plain backward passes differs from finite differences."""
+
+PLAIN_DOUBLE_BACKWARD_IS_WRONG: dict[str, str] = {}
+COUNTS: dict[str, dict[str, int]] = {}

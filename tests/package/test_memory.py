@@ -1,0 +1,82 @@
+"""``chunk_size="auto"`` keeps the passes within bounds; measured as a process sees it."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+resource = pytest.importorskip("resource", reason="memory is measured the POSIX way")
+
+MIB = 2**20
+MEASURE = """
+import resource, sys, torch, torchjac
+torch.set_num_threads(1)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+torchjac.jac(lambda x: x.sin())(torch.ones(3))
+torchjac.jac(lambda x: x.sum() * torch.ones(9), mode="forward")(torch.ones(3))
+{setup}
+func(x)
+before = peak()
+with torch.{grad}():
+    jacobian = torchjac.jac(func)(x)
+size = jacobian.numel() * jacobian.element_size()
+assert jacobian.isfinite().all() and jacobian.abs().sum() > 0
+print(peak() - before, size, tuple(jacobian.shape))
+"""
+
+CONV = """
+side = {side}
+w, v = torch.randn(32, 1, 3, 3) / 3, torch.randn(1, 32, 3, 3) / 17
+conv = torch.nn.functional.conv2d
+def func(x):
+    return conv(conv(x, w, padding=1).tanh(), v, padding=1)
+x = torch.randn(1, side, side)
+"""
+MODULE = """
+side = {side}
+func = torch.nn.Sequential(
+    torch.nn.Conv2d(1, 32, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(32, 1, 3, padding=1)
+)
+x = torch.randn(1, side, side)
+"""
+RBF = """
+points = torch.randn(2500, 3)
+def func(x):
+    centers, weights = x[:225].reshape(75, 3), x[225:300]
+    squares = (points[:, None] - centers).square().sum(-1)
+    return (-squares).exp() @ weights + x[300]
+x = torch.randn(301)
+"""
+
+
+def measured(setup, grad="enable_grad"):
+    code = MEASURE.format(setup=textwrap.dedent(setup), grad=grad)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    used, size, shape = done.stdout.split(maxsplit=2)
+    return int(used), int(size), shape.strip()
+
+
+@pytest.mark.parametrize(
+    ("setup", "grad", "shape"),
+    [
+        (MODULE.format(side=24), "no_grad", "(1, 24, 24, 1, 24, 24)"),
+        (RBF, "enable_grad", "(2500, 301)"),
+    ],
+    ids=["conv module", "rbf"],
+)
+def test_the_peak_is_within_six_results_and_512_mib(setup, grad, shape):
+    used, size, got = measured(setup, grad)
+    assert got == shape
+    assert used <= 6 * size + 512 * MIB
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_large_jacobian_is_within_six_results_and_512_mib():
+    used, size, shape = measured(CONV.format(side=48))
+    assert shape == "(1, 48, 48, 1, 48, 48)"
+    assert used <= 6 * size + 512 * MIB

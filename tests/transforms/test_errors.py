@@ -1,0 +1,117 @@
+"""Bad input: the error names the call, what came, what was expected and what to do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchjac
+from torchjac.errors import TorchjacError
+
+X = torch.ones(2)
+TRANSFORMS = [torchjac.jac, torchjac.batched_jac, torchjac.hessian]
+
+OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"chunk_size": 0}, ValueError, "(chunk_size=0): expected a positive int, None for all at once"),
+    ({"chunk_size": -3}, ValueError, "(chunk_size=-3): expected a positive int"),
+    ({"chunk_size": "all"}, ValueError, "(chunk_size='all'): expected a positive int"),
+    ({"chunk_size": 1.5}, TypeError, "(chunk_size=1.5): expected a positive int"),
+    ({"chunk_size": True}, TypeError, "(chunk_size=True): expected a positive int"),
+    ({"check": "maybe"}, ValueError, "(check='maybe'): expected one of 'first', 'always', 'never'"),
+    ({"check": None}, ValueError, "(check=None): expected one of"),
+    ({"mode": "backward"}, ValueError, "(mode='backward'): expected one of 'auto', 'forward"),
+    ({"argnums": 1.0}, TypeError, "(argnums=1.0): expected an int, a tuple of ints"),
+    ({"argnums": (0, "x")}, TypeError, "(argnums=(0, 'x')): expected an int, a tuple of ints"),
+    ({"argnums": True}, TypeError, "(argnums=True): expected an int, a tuple of ints"),
+    ({"argnums": ()}, ValueError, "(argnums=()): expected an int, a tuple of ints"),
+    ({"argnums": "x"}, ValueError, "(argnums='x'): expected an int, a tuple of ints"),
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(("options", "kind", "text"), OPTIONS)
+def test_options_are_refused_when_the_transform_is_built(
+    transform: Any, options: dict[str, Any], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(TorchjacError) as caught:
+        transform(torch.sin, **options)
+    assert isinstance(caught.value, kind)
+    assert text in str(caught.value)
+    assert str(caught.value).startswith(transform.__name__)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_func_must_be_callable(transform: Any) -> None:
+    with pytest.raises(TypeError, match=r"\(func\): expected a callable, got Tensor"):
+        transform(X)
+
+
+def test_batched_randomness_option() -> None:
+    with pytest.raises(ValueError, match="expected one of 'error', 'same', 'different'"):
+        torchjac.batched_jac(torch.sin, randomness="some")
+
+
+ARGUMENTS: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
+    (0, (torch.ones(2, dtype=torch.int64),), TypeError, "an integer or boolean tensor (torch.int64)"),
+    (0, (torch.ones(2, dtype=torch.bool),), TypeError, "an integer or boolean tensor (torch.bool)"),
+    (0, (torch.ones(2, dtype=torch.complex64),), TypeError, "is complex (torch.complex64)"),
+    (0, (2.0,), TypeError, "argument 0 holds a float; expected a tensor"),
+    (0, ({"a": X, "b": None},), TypeError, "argument 0 holds a NoneType; expected a tensor"),
+    (0, ((),), ValueError, "the argument holds no tensor to differentiate by"),
+    (1, (X,), ValueError, "there is no argument 1; the call has 1 positional arguments"),
+    (-2, (X,), ValueError, "there is no argument -2; the call has 1 positional arguments"),
+    ((0, -1), (X,), ValueError, "argument 0 is chosen twice; name it once"),
+]
+
+
+@pytest.mark.parametrize("transform", [torchjac.jac, torchjac.hessian])
+@pytest.mark.parametrize(("argnums", "args", "kind", "text"), ARGUMENTS)
+def test_arguments(
+    transform: Any, argnums: Any, args: tuple[Any, ...], kind: type[Exception], text: str
+) -> None:
+    with pytest.raises(TorchjacError) as caught:
+        transform(lambda *args: args[0], argnums)(*args)
+    assert isinstance(caught.value, kind)
+    assert text in str(caught.value)
+    assert str(caught.value).startswith(f"{transform.__name__}(argnums={argnums!r})")
+
+
+OUTPUTS: list[tuple[Any, str]] = [
+    (lambda x: 3.0, "func returned a float in its output; expected tensors, or None"),
+    (lambda x: (x, "text"), "func returned a str in its output"),
+    (lambda x: x.argmax(), "torch.int64, which holds no floating-point tensor"),
+    (lambda x: None, "holds no floating-point tensor"),
+    (lambda x: torch.complex(x, x), "complex tensor (torch.complex64)"),
+]
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize(("func", "text"), OUTPUTS)
+def test_outputs(func: Any, text: str, mode: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        torchjac.jac(func, mode=mode)(X)
+    assert isinstance(caught.value, TorchjacError)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+def test_has_aux_wants_a_pair(mode: str) -> None:
+    def triple(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x, x, x
+
+    for func in (torch.sin, triple):
+        with pytest.raises(TypeError, match="must return a pair"):
+            torchjac.jac(func, has_aux=True, mode=mode)(X)
+
+
+def test_nothing_is_remembered_of_a_call_that_failed() -> None:
+    broken = True
+
+    def func(x: Tensor) -> Any:
+        return 3.0 if broken else x**2
+
+    with pytest.raises(TypeError):
+        torchjac.jac(func)(X)
+    broken = False
+    torch.testing.assert_close(torchjac.jac(func)(X), 2 * torch.eye(2))

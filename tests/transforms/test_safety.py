@@ -1,0 +1,115 @@
+"""Nothing of the caller's is changed, no flag leaks, and exceptions come out as they are."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchjac
+
+MODES = ["auto", "forward", "reverse"]
+
+
+@pytest.mark.parametrize("chunk_size", ["auto", 1, 2])
+@pytest.mark.parametrize("mode", MODES)
+def test_inputs_changed_in_place_by_func(mode: str, chunk_size: Any) -> None:
+    def func(x: Tensor, y: Tensor) -> Tensor:
+        x.mul_(2)
+        y.add_(1)
+        return x**2 * y
+
+    x, y = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3)
+    for _ in range(2):
+        got = torchjac.jac(func, mode=mode, chunk_size=chunk_size)(x, y)
+        torch.testing.assert_close(got, torch.diag(16 * x))
+    assert x.tolist() == [1, 2, 3]
+    assert y.tolist() == [1, 1, 1]
+    assert x._version == 0
+    assert y._version == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_place_on_intermediates_and_views(mode: str) -> None:
+    def func(x: Tensor) -> Tensor:
+        y = x * 1
+        y[1:] *= x[:-1]
+        y.view(-1)[0] += 3
+        return y
+
+    x = torch.tensor([2.0, 3.0, 5.0])
+    expected = torch.tensor([[1.0, 0, 0], [3, 2, 0], [0, 5, 3]])
+    torch.testing.assert_close(torchjac.jac(func, mode=mode)(x), expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_flag_and_no_gradient_leaks(mode: str) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    x, y = torch.ones(3), torch.ones(3, requires_grad=True)
+    torchjac.jac(lambda x, y: x * y * weight, mode=mode)(x, y)
+    assert not x.requires_grad
+    assert x.grad is None
+    assert y.grad is None
+    assert weight.grad is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+def test_under_no_grad_and_inference_mode(guard: Any, mode: str) -> None:
+    with guard():
+        x, y = torch.ones(3), torch.full((3,), 2.0)
+        got = torchjac.jac(lambda x, y: x**2 * y, mode=mode)(x, y)
+        torch.testing.assert_close(got, 4 * torch.eye(3))
+        assert not got.requires_grad
+        hessian = torchjac.hessian(lambda x, y: (x**2 * y).sum())(x, y)
+        torch.testing.assert_close(hessian, 4 * torch.eye(3))
+
+
+def test_no_grad_inside_func_holds_back_the_derivative() -> None:
+    def func(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            constant = x * 1
+        return x * constant
+
+    torch.testing.assert_close(torchjac.jac(func)(torch.full((2,), 3.0)), 3 * torch.eye(2))
+
+
+class Custom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyError("mine"), RuntimeError("mine"), Custom("x")])
+def test_exceptions_of_func_come_out_as_they_are(error: Exception, mode: str) -> None:
+    broken = False
+
+    def func(x: Tensor) -> Tensor:
+        if broken:
+            raise error
+        return x**2
+
+    with pytest.raises(type(error)) as caught:
+        broken = True
+        torchjac.jac(func, mode=mode)(torch.ones(2))
+    assert caught.value is error
+    broken = False
+    torchjac.jac(func, mode=mode)(torch.ones(2))
+    broken = True  # and so it is when the signature is known
+    with pytest.raises(type(error)) as caught:
+        torchjac.jac(func, mode=mode)(torch.ones(2))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_views_expanded_and_non_contiguous_inputs(mode: str) -> None:
+    base = torch.arange(6.0, dtype=torch.float64)
+    for x in (base[::2], base.view(2, 3).T, torch.ones(1).double().expand(4), base[1:4]):
+        got = torchjac.jac(torch.sin, mode=mode)(x)
+        torch.testing.assert_close(got.reshape(x.numel(), -1), torch.diag(x.cos().reshape(-1)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_tensor_twice(mode: str) -> None:
+    x = torch.ones(2)
+    got = torchjac.jac(lambda a, b: a * 2 + b * 3, (0, 1), mode=mode)(x, x)
+    torch.testing.assert_close(got, (2 * torch.eye(2), 3 * torch.eye(2)))
