@@ -9,7 +9,7 @@ from pathlib import Path
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .race import Outcome
 from .report import TITLES, peer_names
@@ -81,7 +81,7 @@ def decorate(axis: Axes) -> None:
     """Leave only what helps to read a ratio off."""
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=50))
     axis.xaxis.set_major_formatter(FuncFormatter(label))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_minor_locator(NullLocator())
     axis.tick_params(axis="x", labelbottom=True, labelsize=8)
     axis.tick_params(axis="both", length=0)
     axis.grid(axis="x", color=PALE, linewidth=0.5)

@@ -104,11 +104,19 @@ def test_every_chunk_but_the_last_is_full(engine, chunk_size):
     assert all(size == min(chunk_size, total) for size in sizes[:-1])
 
 
-@given(matrices(), st.integers(1, 10))
-def test_the_random_state_is_set_back_before_every_chunk_but_the_first(engine, chunk_size):
-    calls = []
-    run(engine, engine.seeds(), chunk_size, before_chunk=lambda: calls.append(len(engine.chunks)))
-    assert calls == list(range(1, len(engine.chunks)))
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 7])
+def test_every_chunk_of_a_forward_engine_finds_the_random_state_of_the_first(chunk_size):
+    class Drawing(Matrix):
+        def multiply_all(self, seeds, *, last):
+            draws.append(float(torch.rand(())))
+            return super().multiply_all(seeds, last=last)
+
+    draws = []
+    engine = Drawing("forward", [(2,)], [(3,), (4,)], lambda o, i: True, False)
+    state = torch.get_rng_state()
+    run(engine, engine.seeds(), chunk_size)
+    torch.set_rng_state(state)
+    assert set(draws) == {float(torch.rand(()))}
 
 
 def test_zeros_reach_across_the_borders_of_chunks():

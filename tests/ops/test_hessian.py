@@ -18,8 +18,8 @@ MODES = {
     "auto": 130,
     "forward-over-reverse": 130,
     "reverse-over-reverse": 130,
-    "reverse-over-forward": 30,
-    "forward-over-forward": 30,
+    "reverse-over-forward": 25,
+    "forward-over-forward": 25,
 }
 
 
@@ -35,11 +35,11 @@ def test_hessian_is_never_silently_wrong(
     for mode, largest in MODES.items():
         outcomes = [_tried(case, truth, mode) for case, truth in known if case.size <= largest]
         record_property(f"hessian {mode}", worst(outcomes))
-        failures += [
-            f"{mode}: {outcome.status}, {outcome.detail}"
-            for outcome in outcomes
-            if outcome.status == "wrong" or (outcome.status == "refused" and mode == "auto")
-        ]
+        for outcome in outcomes:
+            if outcome.status == "wrong" or (outcome.status == "refused" and mode == "auto"):
+                failures.append(f"{mode}: {outcome.status}, {outcome.detail}")
+            elif outcome.contradicted and not outcome.mismatch:
+                failures.append(f"{mode}: silently as wrong as plain autograd, {outcome.detail}")
     assert not failures, "\n".join(failures)
 
 

@@ -25,6 +25,8 @@ class Outcome(NamedTuple):
     """The error of a refusal, or what is wrong."""
     mismatch: bool
     """Whether a `DerivativeMismatchWarning` was issued."""
+    contradicted: bool = False
+    """Whether a difference contradicts the answer, be it what plain autograd says too."""
 
 
 def attempt(call: Callable[[str], Any], case: Case, truth: Truth) -> Outcome:
@@ -39,12 +41,11 @@ def attempt(call: Callable[[str], Any], case: Case, truth: Truth) -> Outcome:
         return Outcome("refused", f"{type(refusal).__name__}: {refusal}", mismatch=False)
     mismatch = any(warning.category is DerivativeMismatchWarning for warning in said)
     if not truth.accepts(got):
-        return Outcome(
-            "wrong", f"off by {_distance(got, truth.plain):.3g} from {case.sample}", mismatch
-        )
-    if mismatch and truth.sound and same(_blocks(call, "never")[0], truth.plain):
-        return Outcome("wrong", f"a false alarm about {case.sample}", mismatch)
-    return Outcome("right", "", mismatch)
+        detail = f"off by {_distance(got, truth.plain):.3g} from plain autograd, {case.sample}"
+        return Outcome("wrong", detail, mismatch)
+    if mismatch and truth.sound and case.exact and same(_blocks(call, "never")[0], truth.plain):
+        return Outcome("wrong", f"a false alarm, {case.sample}", mismatch)
+    return Outcome("right", case.sample, mismatch, truth.contradicts(got))
 
 
 def worst(outcomes: Sequence[Outcome]) -> str:

@@ -4,11 +4,13 @@ import ast
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import torchjac
 import torchjac.testing
@@ -57,8 +59,18 @@ def test_a_docstring_describes_every_argument_in_their_order(func):
     assert [name for name in listed if name in names] == list(names)
 
 
+@pytest.fixture
+def few_examples():
+    """A property test in a docstring shows how it is written; others look for what it finds."""
+    settings.register_profile("few", max_examples=4, deadline=None, derandomize=True)
+    settings.load_profile("few")
+    yield
+    settings.load_profile(os.environ.get("TORCHJAC_PROFILE", "default"))
+
+
 # Said where PyTorch vmaps an op in a loop of its own, as a random program may want.
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.usefixtures("few_examples")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_run(name):
     module = importlib.import_module(name)

@@ -90,9 +90,10 @@ def test_importing_loads_none_of_what_it_does_not_need():
 
 
 def test_importing_adds_at_most_a_quarter_to_the_import_of_torch():
+    # Another process may disturb a measurement, so the best of a few counts.
     code = (
         "import time\nstart = time.perf_counter()\nimport torch\n"
         "middle = time.perf_counter()\nimport torchjac\n"
         "print((time.perf_counter() - middle) / (middle - start))"
     )
-    assert min(float(python(code)) for _ in range(3)) <= 0.25
+    assert any(float(python(code)) <= 0.25 for _ in range(5))

@@ -148,3 +148,10 @@ def test_bad_input_is_refused() -> None:
         torchjac.batched_jac(lambda x, y: x * y, 1, in_dims=(0, None), per_sample=False)(x, x)
     with pytest.raises(OutputTypeError, match=r"output of shape \(\) for a batch of 4"):
         torchjac.batched_jac(lambda x: x.sum(), per_sample=False)(x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_result_can_be_written_into(mode: str) -> None:
+    got = torchjac.batched_jac(lambda x: x, per_sample=False, mode=mode)(torch.ones(3, 2))
+    got[0, 0, 0] = 7
+    assert got.sum() == 7 + 5

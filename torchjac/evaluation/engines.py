@@ -82,7 +82,7 @@ class Graph(Engine):
         self.values, self.primals, self.carried = values, primals, carried
         self.keeps_graph = create_graph
         self.retain_graph = retain_graph or create_graph
-        """Whether the graph is needed for more than the passes; they free it with the last one if not."""
+        """Whether the graph is needed after the last pass; if not, that pass frees it."""
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         # An output that does not require grad depends on no input: its rows are zeros.
@@ -208,4 +208,6 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
             ]
         values, carried = function(leaves)
     create_graph = connected or (differentiable and reaches_beyond(values, leaves))
-    return Graph(values, leaves, carried, create_graph=create_graph)
+    # Nobody else holds this graph, so it is freed with the engine. Until then it stays whole, and a
+    # chunk that runs out of memory can be tried again.
+    return Graph(values, leaves, carried, create_graph=create_graph, retain_graph=True)

@@ -76,21 +76,19 @@ def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[li
     total, counts = seeds.total, seeds.layout.counts
     size = total if chunk_size is None else min(chunk_size, total)
     rows: list[list[_Rows]] = []
-    redraws = engine.direction == "forward" and size < total and not compiling()
-    draw = Draw(engine.primals) if redraws else None
+    evaluates = engine.direction == "forward" and total > 1 and not compiling()
+    draw = Draw(engine.primals) if evaluates else None
     start = 0
     while start < total:
         stop = min(start + size, total)
-        if start and draw is not None:
-            draw.again()
         try:
             products = _pass(engine, seeds, start, stop)
         except (RuntimeError, MemoryError) as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
             size = math.ceil(size / 2)
-            if engine.direction == "forward" and draw is None:
-                draw = Draw(engine.primals)
+            if draw is not None:
+                draw.again()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue
@@ -104,6 +102,8 @@ def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[li
             for gathered, product in zip(rows[leaf], products, strict=True):
                 gathered.add(None if product is None else product[at : at + length], length)
         start = stop
+        if draw is not None and start < total:
+            draw.again()
     return [[gathered.whole() for gathered in row] for row in rows or _empty_rows(engine, seeds)]
 
 
@@ -122,8 +122,8 @@ def _or_zeros(rows: Tensor | None, like: Tensor, length: int) -> Tensor:
 
 def _pass(engine: Engine, seeds: IdentitySeeds, start: int, stop: int) -> list[Tensor | None]:
     chunk = seeds.chunk(start, stop)
-    # The graph is freed by the last chunk, but never by the first: if that one fails, for memory or
-    # for want of a batching rule, the passes begin again over the same graph.
+    # The last chunk frees a graph that nobody needs any more, but the first never does: if that one
+    # fails, for memory or for want of a batching rule, the passes begin again over the same graph.
     last = stop == seeds.total and start > 0
     if stop - start > 1:
         return engine.multiply_all(chunk, last=last)
@@ -148,6 +148,9 @@ def assemble(
                 leaf = _from_rows(blocks[o][i], value.shape, primal.shape, batched)
             else:
                 leaf = _from_columns(blocks[i][o], value.shape, primal.shape, batched)
+            if 0 in leaf.stride():
+                # A seed that came through untouched is expanded; what is handed out is not.
+                leaf = leaf.contiguous()
             row.append(leaf if leaf.dtype == primal.dtype else leaf.to(primal.dtype))
         leaves.append(row)
     return leaves

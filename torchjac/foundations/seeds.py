@@ -33,28 +33,33 @@ class IdentitySeeds:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.total = layout.total
-        self._whole: Chunk | None = None
+        self._units: dict[int, Tensor] | None = None
 
     def keep_if_small(self) -> None:
         """Make all seeds now and keep them, where they are few enough to lie around."""
-        elements = self.total * max((shape.numel() for shape, _, _ in self.layout.kinds), default=0)
-        if elements <= _FEW:
+        if self.total * max(self.layout.counts, default=0) <= _FEW:
             with torch.inference_mode(False):
-                self._whole = self.chunk(0, self.total)
+                self._units = self._make(0, self.total)
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""
-        if self._whole is not None and stop - start == self.total:
-            return self._whole
-        layout, stacks = self.layout, {}
+        if self._units is not None and stop - start == self.total:
+            # A product can be the seed itself, and what is handed out may be written into.
+            units = {leaf: unit.clone() for leaf, unit in self._units.items()}
+        else:
+            units = self._make(start, stop)
+        return {leaf: self._shaped(unit, self.layout.kinds[leaf][0]) for leaf, unit in units.items()}
+
+    def _make(self, start: int, stop: int) -> dict[int, Tensor]:
+        layout, units = self.layout, {}
         for leaf, first, row, length in layout.sections(start, stop):
-            (shape, dtype, device), count = layout.kinds[leaf], layout.counts[leaf]
+            (_, dtype, device), count = layout.kinds[leaf], layout.counts[leaf]
             unit = torch.eye(length, dtype=dtype, device=device)
             if not length == count == stop - start:
                 part, unit = unit, torch.zeros(stop - start, count, dtype=dtype, device=device)
                 unit[row : row + length, first : first + length] = part
-            stacks[leaf] = self._shaped(unit, shape)
-        return stacks
+            units[leaf] = unit
+        return units
 
     def _shaped(self, unit: Tensor, shape: torch.Size) -> Tensor:
         # (k, count) -> (k, *shape), or (k, count) -> (k, 1, *rest) -> (k, B, *rest), a view.

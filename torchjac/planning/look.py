@@ -21,6 +21,8 @@ class _Largest(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            return result  # a view, or changed in place: no new memory
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
                 self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())

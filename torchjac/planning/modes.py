@@ -23,10 +23,10 @@ def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
 
     1. One output: reverse. It is a single plain backward pass.
     2. One input: forward. It is a single plain evaluation with a tangent.
-    3. Fewer inputs than two thirds of the outputs: forward, one pass per input.
-    4. Otherwise reverse, one pass per output. Where the two counts are close reverse wins the tie:
-       it evaluates the function once and outside vmap, every differentiable op supports it, and it
-       is faster on matrix products, where the forward pass cannot share work between seeds.
+    3. Fewer inputs than half of the outputs: forward, one pass per input.
+    4. Otherwise reverse, one pass per output. Where the two counts are close reverse is preferred:
+       it evaluates the function once and outside vmap, nearly every op supports it, and a forward
+       pass costs more than a backward pass of a small function, for it repeats the evaluation.
 
     For independent samples the counts are those of one sample.
 
@@ -40,7 +40,7 @@ def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
     """
     if num_outputs == 1:
         return "reverse"
-    if num_inputs == 1 or 3 * num_inputs < 2 * num_outputs:
+    if num_inputs == 1 or 2 * num_inputs < num_outputs:
         return "forward"
     return "reverse"
 

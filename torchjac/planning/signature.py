@@ -110,6 +110,8 @@ def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
         parts.append(kind if kind in _VALUES else _describe(contents, seen))
     if function.__defaults__:
         parts.append(_describe(function.__defaults__, seen))
+    if function.__kwdefaults__:
+        parts.append(_describe(function.__kwdefaults__, seen))
     space = function.__globals__
     for name in _names(function.__code__):
         known = space.get(name)
