@@ -58,9 +58,9 @@ def chosen(names: list[str] | None) -> list[Workload]:
 def summary(outcome: Outcome) -> str:
     """Return one line to watch a run by."""
     name = f"{outcome.workload.name:30}"
-    if not outcome.ratios or outcome.best_peer is None:
+    best = outcome.best_peer()
+    if best is None:
         return f"{name} {outcome.raised.get(OURS, 'no peer gave the same answer')}"
-    best = outcome.best_peer
     return f"{name} {readable(outcome.seconds[OURS]):>8}, {outcome.ratios[best]:.2f} of {best}"
 
 

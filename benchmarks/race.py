@@ -83,9 +83,10 @@ class Outcome:
         mine = self.seconds[OURS]
         return {name: mine / theirs for name, theirs in self.seconds.items() if name != OURS}
 
-    @property
-    def best_peer(self) -> str | None:
-        return max(self.ratios, key=self.ratios.__getitem__, default=None)
+    def best_peer(self, *, alike: bool = False) -> str | None:
+        """Return the fastest peer, on request of those alone that do as much as torchjac does."""
+        names = [name for name in self.ratios if not (alike and name in self.detached)]
+        return max(names, key=self.ratios.__getitem__, default=None)
 
 
 @dataclass

@@ -24,8 +24,8 @@ where it is large the machine was busy, and the row is worth little. Times belon
 mean nothing by themselves."""
 
 DETACHED = """\
-† The peer's result carries no graph to the parameters, where torchjac's (like `jacrev`'s) can be
-differentiated further."""
+† The peer does less: its result carries no graph to the parameters, where torchjac's (like
+`jacrev`'s) can be differentiated further. "To best alike" leaves these peers out."""
 
 
 def header(threads: int) -> str:
@@ -67,18 +67,31 @@ def markdown(outcomes: Sequence[Outcome], threads: int) -> str:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Return one table: a row per workload, a column per peer, geometric means below."""
     names = peer_names(outcomes[0].workload.kind)
-    head = ["workload", "inputs", "outputs", "mode", "torchjac", "±", "best peer", "to best"]
+    head = [
+        "workload",
+        "inputs",
+        "outputs",
+        "mode",
+        "torchjac",
+        "±",
+        "best peer",
+        "to best",
+        "to best alike",
+    ]
     lines = [head + [f"to {name}" for name in names]]
-    lines.append(["---", "--:", "--:", "---", "--:", "--:", "---", "--:"] + ["--:"] * len(names))
+    lines.append(
+        ["---", "--:", "--:", "---", "--:", "--:", "---", "--:", "--:"] + ["--:"] * len(names)
+    )
     lines += [row(outcome, names) for outcome in outcomes]
-    best = mean(outcome.ratios[outcome.best_peer] for outcome in outcomes if outcome.best_peer)
+    best = [mean(to_best(outcomes, alike=alike)) for alike in (False, True)]
     means = [mean(o.ratios[name] for o in outcomes if name in o.ratios) for name in names]
-    lines.append(["geometric mean", "", "", "", "", "", "", best, *means])
+    lines.append(["geometric mean", "", "", "", "", "", "", *best, *means])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def row(outcome: Outcome, names: Sequence[str]) -> list[str]:
-    mine, best = outcome.seconds.get(OURS), outcome.best_peer
+    mine = outcome.seconds.get(OURS)
+    best, alike = outcome.best_peer(), outcome.best_peer(alike=True)
     return [
         outcome.workload.name,
         str(outcome.inputs),
@@ -88,8 +101,15 @@ def row(outcome: Outcome, names: Sequence[str]) -> list[str]:
         "" if mine is None else f"{outcome.spread:.0%}",
         best or "",
         cell(outcome, best) if best else "",
+        cell(outcome, alike) if alike else "",
         *(cell(outcome, name) for name in names),
     ]
+
+
+def to_best(outcomes: Iterable[Outcome], *, alike: bool) -> list[float]:
+    """Return the ratios to the best peer of each row that has one."""
+    best = [(outcome, outcome.best_peer(alike=alike)) for outcome in outcomes]
+    return [outcome.ratios[name] for outcome, name in best if name is not None]
 
 
 def cell(outcome: Outcome, name: str) -> str:

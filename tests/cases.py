@@ -43,7 +43,9 @@ def _square() -> Case:
 
 def _linear() -> Case:
     matrix, x = _values(3, 4), _values(4)
-    return Case("matrix times vector", lambda x: matrix @ x, (x,), matrix, torch.zeros(3, 4, 4).double())
+    return Case(
+        "matrix times vector", lambda x: matrix @ x, (x,), matrix, torch.zeros(3, 4, 4).double()
+    )
 
 
 def _quadratic() -> Case:
@@ -90,7 +92,9 @@ def _scalar_to_many() -> Case:
 
 def _wide() -> Case:
     x = _values(6)
-    return Case("many to scalar", lambda x: x.square().sum(), (x,), 2 * x, 2 * torch.eye(6).double())
+    return Case(
+        "many to scalar", lambda x: x.square().sum(), (x,), 2 * x, 2 * torch.eye(6).double()
+    )
 
 
 def _tall() -> Case:
@@ -121,17 +125,13 @@ def _inverse() -> Case:
 def _softmax() -> Case:
     x = _values(4)
     p = x.softmax(0)
-    return Case(
-        "softmax", lambda x: x.softmax(0), (x,), _diagonal(p) - torch.outer(p, p)
-    )
+    return Case("softmax", lambda x: x.softmax(0), (x,), _diagonal(p) - torch.outer(p, p))
 
 
 def _log_sum_exp() -> Case:
     x = _values(5)
     p = x.softmax(0)
-    return Case(
-        "log-sum-exp", lambda x: x.logsumexp(0), (x,), p, _diagonal(p) - torch.outer(p, p)
-    )
+    return Case("log-sum-exp", lambda x: x.logsumexp(0), (x,), p, _diagonal(p) - torch.outer(p, p))
 
 
 def _empty_input() -> Case:

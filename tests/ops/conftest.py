@@ -11,6 +11,7 @@ from tests.ops.known import COUNTS
 
 _STATUSES = ("right", "refused", "wrong")
 _found: dict[str, Counter[str]] = {}
+_MISSED = pytest.StashKey[dict[str, tuple[int, int]]]()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -41,9 +42,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         }
         if missed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-_MISSED = pytest.StashKey[dict[str, tuple[int, int]]]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

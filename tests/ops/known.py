@@ -32,5 +32,14 @@ PLAIN_DOUBLE_BACKWARD_IS_WRONG: dict[str, str] = {
 }
 """Operators whose Hessian from plain backward passes differs from differences of their gradients."""
 
-# Right in every sample taken; what is not right was refused.
-COUNTS: dict[str, dict[str, int]] = {}
+COUNTS: dict[str, dict[str, int]] = {
+    "2.13.0": {
+        "jac auto": 529,
+        "jac forward": 505,
+        "jac reverse": 529,
+        "hessian auto": 473,
+        "hessian reverse-over-reverse": 473,
+    },
+}
+"""Operators that are right in every sample taken, by version of PyTorch. Over the same samples
+`torch.func.jacrev` is right on about 514 operators and `torch.func.jacfwd` on about 485."""

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from torchjac.planning.modes import HESSIAN_MODES, MODES, choose_hessian_mode, choose_mode
@@ -30,9 +30,11 @@ def test_the_mode_of_a_jacobian(num_inputs, num_outputs, mode):
 
 
 @given(st.integers(0, 10**6), st.integers(2, 10**6))
-def test_the_mode_chosen_never_takes_over_one_and_a_half_times_the_passes_of_the_other(n, m):
+@example(60, 100)
+@example(50, 100)
+def test_the_mode_chosen_never_takes_over_twice_the_passes_of_the_other(n, m):
     passes = {"forward": n, "reverse": m}
-    assert passes[choose_mode(n, m)] <= 1.5 * min(passes.values()) or n <= 1
+    assert passes[choose_mode(n, m)] <= 2 * min(passes.values()) or n <= 1
 
 
 @given(st.integers(2, 1000), st.integers(2, 1000))

@@ -7,6 +7,8 @@ import weakref
 import pytest
 import torch
 
+import torchjac
+
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.signature import of_arguments, of_function
 
@@ -301,3 +303,18 @@ def test_what_is_gone_is_never_taken_for_something_new():
     gc.collect()
     # The memory may be used again for another module, at the same address.
     assert all(recall(of_function(torch.nn.Linear(2, 2))) is None for _ in range(20))
+
+
+def test_a_log_that_grows_with_every_call_is_no_other_function():
+    calls, counts = [], {"n": 0}
+
+    def func(x):
+        calls.append("called")
+        counts["n"] += 1
+        return x**2
+
+    for _ in range(3):
+        torchjac.jac(func)(torch.ones(2))
+    before = len(calls)
+    torchjac.jac(func)(torch.ones(2))
+    assert len(calls) == before + 1

@@ -122,15 +122,25 @@ def test_data_dependent_function_is_taken_sample_by_sample() -> None:
 
     x = torch.tensor([[1.0, 2.0], [-1.0, -2.0], [0.5, 0.1]])
     expected = torch.stack([torch.func.jacrev(func)(row) for row in x])
-    with pytest.warns(torchjac.errors.TorchjacFallbackWarning, match="3 evaluations instead of one"):
+    with pytest.warns(
+        torchjac.errors.TorchjacFallbackWarning, match="3 evaluations instead of one"
+    ):
         got = torchjac.batched_jac(func)(x)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torchjac.batched_jac(func)(x), expected)  # and says so only once
 
 
 def test_empty_batch_and_one_sample() -> None:
-    assert torchjac.batched_jac(MODEL, per_sample=False)(torch.zeros(0, 3).double()).shape == (0, 2, 3)
-    assert torchjac.batched_jac(MODEL, per_sample=False)(torch.zeros(1, 3).double()).shape == (1, 2, 3)
+    assert torchjac.batched_jac(MODEL, per_sample=False)(torch.zeros(0, 3).double()).shape == (
+        0,
+        2,
+        3,
+    )
+    assert torchjac.batched_jac(MODEL, per_sample=False)(torch.zeros(1, 3).double()).shape == (
+        1,
+        2,
+        3,
+    )
     assert torchjac.batched_jac(sample)(torch.zeros(1, 3).double()).shape == (1, 2, 3)
 
 

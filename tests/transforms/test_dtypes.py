@@ -36,7 +36,9 @@ def test_small_shapes(shape: tuple[int, ...], mode: str) -> None:
     x = torch.full(shape, 0.7, dtype=torch.float64)
     got = torchjac.jac(torch.sin, mode=mode)(x)
     assert got.shape == shape + shape
-    torch.testing.assert_close(got.reshape(x.numel(), -1 if x.numel() else 0), torch.diag(x.cos().reshape(-1)))
+    torch.testing.assert_close(
+        got.reshape(x.numel(), -1 if x.numel() else 0), torch.diag(x.cos().reshape(-1))
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

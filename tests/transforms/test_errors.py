@@ -13,7 +13,11 @@ X = torch.ones(2)
 TRANSFORMS = [torchjac.jac, torchjac.batched_jac, torchjac.hessian]
 
 OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"chunk_size": 0}, ValueError, "(chunk_size=0): expected a positive int, None for all at once"),
+    (
+        {"chunk_size": 0},
+        ValueError,
+        "(chunk_size=0): expected a positive int, None for all at once",
+    ),
     ({"chunk_size": -3}, ValueError, "(chunk_size=-3): expected a positive int"),
     ({"chunk_size": "all"}, ValueError, "(chunk_size='all'): expected a positive int"),
     ({"chunk_size": 1.5}, TypeError, "(chunk_size=1.5): expected a positive int"),
@@ -53,7 +57,12 @@ def test_batched_randomness_option() -> None:
 
 
 ARGUMENTS: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
-    (0, (torch.ones(2, dtype=torch.int64),), TypeError, "an integer or boolean tensor (torch.int64)"),
+    (
+        0,
+        (torch.ones(2, dtype=torch.int64),),
+        TypeError,
+        "an integer or boolean tensor (torch.int64)",
+    ),
     (0, (torch.ones(2, dtype=torch.bool),), TypeError, "an integer or boolean tensor (torch.bool)"),
     (0, (torch.ones(2, dtype=torch.complex64),), TypeError, "is complex (torch.complex64)"),
     (0, (2.0,), TypeError, "argument 0 holds a float; expected a tensor"),

@@ -60,9 +60,7 @@ def test_batched_refuses_coupled_samples() -> None:
 def test_create_graph() -> None:
     x = leaf(3)
     jacobian = torchjac.jac_of(x**3, x, create_graph=True)
-    torch.testing.assert_close(
-        torch.autograd.grad(jacobian.sum(), x)[0], (6 * x).detach()
-    )
+    torch.testing.assert_close(torch.autograd.grad(jacobian.sum(), x)[0], (6 * x).detach())
 
 
 def test_retain_graph_and_second_use() -> None:

@@ -79,7 +79,9 @@ class Custom(Exception):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyError("mine"), RuntimeError("mine"), Custom("x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("mine"), KeyError("mine"), RuntimeError("mine"), Custom("x")]
+)
 def test_exceptions_of_func_come_out_as_they_are(error: Exception, mode: str) -> None:
     broken = False
 

@@ -101,9 +101,7 @@ def test_check_never_and_always(monkeypatch: pytest.MonkeyPatch) -> None:
     torchjac.jac(Square.apply, mode="forward")(X)
     monkeypatch.setattr(Square, "jvp_factor", 3.0)
     # Known to be right: "first" does not look again, "always" does, "never" does not even at first.
-    torch.testing.assert_close(
-        torchjac.jac(Square.apply, mode="forward")(X), 3 * torch.diag(2 * X)
-    )
+    torch.testing.assert_close(torchjac.jac(Square.apply, mode="forward")(X), 3 * torch.diag(2 * X))
     always = torchjac.jac(Square.apply, mode="forward", check="always")
     monkeypatch.setattr(Square, "jvp_factor", 1.0)
     always(X)

@@ -52,6 +52,8 @@ class Engine(ABC):
     carried: Sequence[Tensor]
     keeps_graph: bool
     """Whether products are themselves differentiable, so that they cannot be written into a buffer."""
+    outlives_passes = True
+    """Whether passes can follow the last one; else that one frees what they share."""
 
     @abstractmethod
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
@@ -81,25 +83,40 @@ class Graph(Engine):
     ) -> None:
         self.values, self.primals, self.carried = values, primals, carried
         self.keeps_graph = create_graph
-        self.retain_graph = retain_graph or create_graph
-        """Whether the graph is needed after the last pass; if not, that pass frees it."""
+        self.outlives_passes = retain_graph or create_graph
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         # An output that does not require grad depends on no input: its rows are zeros.
         reached = [leaf for leaf in seeds if self.values[leaf].requires_grad]
         if not reached:
             return [None] * len(self.primals)
+        if len(self.values) > len(seeds):
+            seeds = self._with_siblings(seeds, reached)
+            reached = list(seeds)
         # What torch.autograd.grad calls after validating what is known to be right here.
         products: Sequence[Tensor | None] = _run_backward(
             tuple([self.values[leaf] for leaf in reached]),
             tuple([seeds[leaf] for leaf in reached]),
-            self.retain_graph or not last,
+            self.outlives_passes or not last,
             self.keeps_graph,
             tuple(self.primals),
             True,  # a primal that was not used has None for a gradient
             accumulate_grad=False,
         )
         return list(products)
+
+    def _with_siblings(self, seeds: Chunk, reached: Sequence[int]) -> Chunk:
+        """The seeds reached, and zeros for the other outputs of the same ops.
+
+        Some backward formulas (`native_group_norm`) take an output that has no cotangent for a sign
+        that nothing is wanted at all.
+        """
+        ops = {self.values[leaf].grad_fn for leaf in reached}
+        siblings = [leaf for leaf, value in enumerate(self.values) if value.grad_fn in ops]
+        return {
+            leaf: seeds[leaf] if leaf in seeds else torch.zeros_like(self.values[leaf])
+            for leaf in siblings
+        }
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         try:
@@ -196,7 +213,8 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     differentiable = torch.is_grad_enabled()
     connected = differentiable and any(primal.requires_grad for primal in primals)
     with ordinary_mode():
-        if getattr(function, "captures_primals", False):
+        captured = getattr(function, "captures_primals", False)
+        if captured and all(primal.requires_grad for primal in primals):
             # A module's own parameters: they are leaves already, and nothing has to be swapped.
             leaves = list(primals)
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import Engine
 from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
-from torchjac.foundations.seeds import IdentitySeeds
+from torchjac.foundations.seeds import Chunk, IdentitySeeds
 
 __all__ = ["assemble", "run"]
 
@@ -81,10 +81,14 @@ def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[li
     start = 0
     while start < total:
         stop = min(start + size, total)
+        # The last chunk frees a graph that nobody needs any more, but the first never does: if that
+        # one fails, for memory or for want of a batching rule, the passes begin again.
+        last = stop == total and start > 0
+        freed = last and not engine.outlives_passes
         try:
-            products = _pass(engine, seeds, start, stop)
+            products = _pass(engine, seeds.chunk(start, stop), stop - start, last)
         except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
+            if size == 1 or freed or not is_out_of_memory(error):
                 raise
             size = math.ceil(size / 2)
             if draw is not None:
@@ -120,12 +124,8 @@ def _or_zeros(rows: Tensor | None, like: Tensor, length: int) -> Tensor:
     return like.detach().new_zeros(length, *like.shape) if rows is None else rows
 
 
-def _pass(engine: Engine, seeds: IdentitySeeds, start: int, stop: int) -> list[Tensor | None]:
-    chunk = seeds.chunk(start, stop)
-    # The last chunk frees a graph that nobody needs any more, but the first never does: if that one
-    # fails, for memory or for want of a batching rule, the passes begin again over the same graph.
-    last = stop == seeds.total and start > 0
-    if stop - start > 1:
+def _pass(engine: Engine, chunk: Chunk, size: int, last: bool) -> list[Tensor | None]:
+    if size > 1:
         return engine.multiply_all(chunk, last=last)
     one = {leaf: stack[0] for leaf, stack in chunk.items()}
     return [None if row is None else row[None] for row in engine.multiply(one, last=last)]

@@ -48,13 +48,16 @@ class IdentitySeeds:
             units = {leaf: unit.clone() for leaf, unit in self._units.items()}
         else:
             units = self._make(start, stop)
-        return {leaf: self._shaped(unit, self.layout.kinds[leaf][0]) for leaf, unit in units.items()}
+        return {
+            leaf: self._shaped(unit, self.layout.kinds[leaf][0]) for leaf, unit in units.items()
+        }
 
     def _make(self, start: int, stop: int) -> dict[int, Tensor]:
         layout, units = self.layout, {}
         for leaf, first, row, length in layout.sections(start, stop):
             (_, dtype, device), count = layout.kinds[leaf], layout.counts[leaf]
-            unit = torch.eye(length, dtype=dtype, device=device)
+            # Not every version has an identity matrix of every dtype.
+            unit = torch.eye(length, device=device).to(dtype)
             if not length == count == stop - start:
                 part, unit = unit, torch.zeros(stop - start, count, dtype=dtype, device=device)
                 unit[row : row + length, first : first + length] = part

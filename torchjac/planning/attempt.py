@@ -34,7 +34,7 @@ def read_off(
     seeds, size = _prepare(problem, way, engine, record)
     graph = engine if isinstance(engine, Graph) else None
     if graph is not None and record is not None and to_check(problem, way, record):
-        graph.retain_graph = True
+        graph.outlives_passes = True
     blocks = run(engine, seeds, size)
     leaves = assemble(blocks, engine, problem.primals, batched=problem.batched)
     values, carried = engine.values, engine.carried

@@ -8,6 +8,7 @@ the code can reach, never the function object. Nothing in a signature keeps any 
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 import weakref
 from collections.abc import Hashable, Mapping
@@ -24,6 +25,8 @@ __all__ = ["of_arguments", "of_function"]
 _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 
+# Of a container or a text, so many items are looked at; functions and modules come in small numbers.
+_LONG = 64
 _MODULE = 0  # no object has this id
 _VALUES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, types.ModuleType})
 
@@ -61,7 +64,8 @@ def _describe(subject: Any, seen: set[int]) -> Any:
     if kind in _VALUES:
         return kind
     if isinstance(subject, _SWITCHES):
-        return subject
+        long = isinstance(subject, (str, bytes)) and len(subject) > _LONG
+        return (len(subject), hash(subject)) if long else subject
     if id(subject) in seen:
         return "seen"
     if isinstance(subject, types.FunctionType):
@@ -76,13 +80,17 @@ def _describe(subject: Any, seen: set[int]) -> Any:
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
         return ("partial", *[_describe(part, seen) for part in parts])
-    if isinstance(subject, (tuple, list)):
+    if isinstance(subject, (tuple, list, dict)):
         seen.add(id(subject))
-        return (kind, *[_describe(part, seen) for part in subject])
-    if isinstance(subject, dict):
-        seen.add(id(subject))
-        return ("dict", *[_describe(part, seen) for part in subject.values()])
+        items = subject.values() if isinstance(subject, dict) else subject
+        nested = [part for part in itertools.islice(items, _LONG) if _can_run(part)]
+        return (kind, *[_describe(part, seen) for part in nested])
     return _describe_object(subject, seen)
+
+
+def _can_run(part: Any) -> bool:
+    # The rest of a container is values, and those of a log or a counter change with every call.
+    return callable(part) or isinstance(part, (tuple, list, dict))
 
 
 def _describe_object(subject: Any, seen: set[int]) -> Any:
@@ -117,12 +125,10 @@ def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
         known = space.get(name)
         if known is None or type(known) in _VALUES:
             continue
-        if isinstance(known, torch.nn.Module):
+        if isinstance(known, types.FunctionType) and known.__globals__ is not space:
+            parts.append(known.__code__)  # a library's function: what it reaches is its own affair
+        else:
             parts.append(_describe(known, seen))
-        elif isinstance(known, types.FunctionType):
-            # Follow what belongs to the same file; of a library's functions the code says enough.
-            follow = known.__globals__ is space
-            parts.append(_describe(known, seen) if follow else known.__code__)
     return parts
 
 

@@ -179,11 +179,11 @@ class Judge:
             return []
         if agree[0].startswith("reverse"):
             return [
-                "the plain reverse pass agrees with it: either a backward rule is wrong, or func "
-                "hides a dependency from autograd (detach, no_grad, .data, .item())"
+                f"the {agree[0]} agrees with it: either a backward rule is wrong, or func hides a "
+                "dependency from autograd (detach, no_grad, .data, .item())"
             ]
         return [
-            f"the {agree[0]} agrees with it: the backward rule of the plain reverse pass is wrong"
+            f"the {agree[0]} agrees with it: a backward rule that plain reverse mode uses is wrong"
         ]
 
     def _pattern_hints(self, seen: _Seen) -> tuple[str, ...]:
@@ -193,7 +193,8 @@ class Judge:
         scale = float(ratio.mean()) if len(ratio) > 1 else 1.0
         if abs(scale - 1) > 1e-4 and float((ratio - scale).abs().max()) <= 1e-4 * abs(scale):
             hints.append(f"all of it looks {f'scaled by {scale:.6g}' if scale else 'like zero'}")
-        if self._tensor.dim() == 2 and self._tensor.shape[0] == self._tensor.shape[1]:
+        square = self._tensor.dim() == 2 and self._tensor.shape[0] == self._tensor.shape[1]
+        if square and not bool(compared.unresolved.any()):
             turned = compare(self._tensor.T, probe, vectors, self._allowance)
             if float(turned.excess.max()) <= 0:
                 hints.append("its transpose is right")

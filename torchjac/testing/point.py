@@ -89,6 +89,11 @@ class Point:
             for index, (label, leaf) in enumerate(zip(self.output_labels, found, strict=True))
             if _has_derivative(self.where, label, leaf)
         ]
+        if not self.kept:
+            raise OutputTypeError(
+                f"{self.where}: func returned no floating-point tensor, so there is nothing to "
+                "differentiate"
+            )
         return [found[index].detach() for index in self.kept]
 
     def values(self, leaves: Sequence[Tensor]) -> list[Tensor]:

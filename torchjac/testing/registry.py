@@ -16,7 +16,7 @@ from torchjac.testing.operators import Operator as Op
 
 __all__ = ["OPERATORS"]
 
-# Before 2.4 some operators had no forward mode, or no batching rule for their backward pass.
+# Before 2.4 some operators had no forward mode.
 _OLD = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 4)
 _F = "torch.nn.functional."
 _EYE = "torch.eye({0}.shape[0], dtype={0}.dtype, device={0}.device)"
@@ -125,7 +125,7 @@ _VIEWS = (
     Op("row", "{0}[{index}]", c.filled, c.row),
     Op("unbind", "{0}.unbind({dim})[{index}]", c.filled, c.position),
     Op("chunk", "{0}.chunk(2, {dim})[-1]", c.filled, c.dim),
-    Op("unfold", "{0}.unfold({dim}, 1, 1)", c.filled, c.dim),
+    Op("unfold", "{0}.unfold({dim}, 1, 1)", c.filled, c.dim, trap=1),
     Op("diagonal", "{0}.diagonal()", c.rank(2, 2)),
     Op("diag_embed", "torch.diag_embed({0})", c.rank(1)),
     Op("tril", "{0}.tril()", c.rank(2)),
@@ -136,7 +136,7 @@ _VIEWS = (
 _INDEXING = (
     Op("take_rows", "{0}[" + _INDEX + "]", lambda s: c.filled(s) and len(s) == 1, c.indices),
     Op("index_select", "{0}.index_select({dim}, " + _INDEX + ")", c.filled, c.indices),
-    Op("take", "{0}.take(" + _INDEX + ")", c.nonempty, c.flat_indices, trap=1 * _OLD),
+    Op("take", "{0}.take(" + _INDEX + ")", c.nonempty, c.flat_indices, trap=1),
     Op("gather", "{0}.gather({dim}, " + _INDEX + ")", c.filled, c.grid),
     Op(
         "scatter_add",
