@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from torch.func import jacfwd, jacrev
 
@@ -32,9 +32,12 @@ def every_argument(program: Any) -> tuple[int, ...]:
     return tuple(range(len(program.specs)))
 
 
-def without_empty_arguments(args: Any) -> None:
-    # torch.func fails on functions of empty tensors; that is not what is tested here.
-    assume(all(leaf.numel() for leaf in flatten(args)[0]))
+def by_torch(transformed: Any, args: Any) -> Any:
+    """What torch.func computes; where it fails on empty tensors there is nothing to test."""
+    try:
+        return transformed(*args)
+    except IndexError:
+        reject()
 
 
 class TestRightDerivatives:
@@ -50,9 +53,9 @@ class TestRightDerivatives:
     @given(data=st.data())
     def test_of_programs_are_accepted_in_low_precision(self, dtype: torch.dtype, data: Any) -> None:
         program, args = data.draw(strategies.programs_with_arguments(smooth=True, dtype=dtype))
-        without_empty_arguments(args)
         argnums = every_argument(program)
-        check_jac(program, *args, argnums=argnums, jac=jacrev(program, argnums))
+        right = by_torch(jacrev(program, argnums), args)
+        check_jac(program, *args, argnums=argnums, jac=right)
 
     @given(strategies.programs_with_arguments(scalar=True, smooth=True))
     def test_of_second_order_are_accepted(self, case: Any) -> None:
@@ -63,8 +66,7 @@ class TestRightDerivatives:
     @given(strategies.programs_with_arguments(smooth=True))
     def test_of_second_order_of_many_outputs_are_accepted(self, case: Any) -> None:
         program, args = case
-        without_empty_arguments(args)
-        check_hessian(program, *args, hessian=jacrev(jacrev(program)))
+        check_hessian(program, *args, hessian=by_torch(jacrev(jacrev(program)), args))
 
     @given(strategies.programs_with_arguments())
     def test_at_kinks_are_accepted_by_the_adjoint_probe(self, case: Any) -> None:
@@ -163,9 +165,8 @@ class TestOneWrongEntry:
     )
     def test_of_a_jacobian(self, data: Any, case: Any, error: float) -> None:
         program, args = case
-        without_empty_arguments(args)
         argnums = every_argument(program)
-        right = jacrev(program, argnums)(*args)
+        right = by_torch(jacrev(program, argnums), args)
         wrong, index, value = spoil(data, right, error)
         with pytest.raises(
             DerivativeError, match="check_jac: the Jacobian is wrong:\nat output"
@@ -186,8 +187,7 @@ class TestOneWrongEntry:
     )
     def test_of_a_hessian(self, data: Any, case: Any, error: float) -> None:
         program, args = case
-        without_empty_arguments(args)
-        right = jacrev(jacrev(program))(*args)
+        right = by_torch(jacrev(jacrev(program)), args)
         wrong, index, value = spoil(data, right, error)
         with pytest.raises(
             DerivativeError, match="check_hessian: the Hessian is wrong:\nat output"

@@ -115,3 +115,11 @@ def test_the_same_tensor_twice(mode: str) -> None:
     x = torch.ones(2)
     got = torchjac.jac(lambda a, b: a * 2 + b * 3, (0, 1), mode=mode)(x, x)
     torch.testing.assert_close(got, (2 * torch.eye(2), 3 * torch.eye(2)))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_inference_tensors_outside_inference_mode(mode: str) -> None:
+    with torch.inference_mode():
+        x, y = torch.ones(3), torch.full((3,), 2.0)
+    got = torchjac.jac(lambda x, y: x**2 * y, mode=mode)(x, y)
+    torch.testing.assert_close(got, 4 * torch.eye(3))

@@ -171,6 +171,8 @@ def test_hessians_that_forward_mode_gets_wrong(name: str, mode: str) -> None:
 
 def test_rounding_in_low_precision_is_no_mismatch() -> None:
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        if dtype == torch.float16 and torch.__version__ < "2.1":
+            continue  # no matrix product of it on a CPU
         weights = [torch.randn(64, 64, dtype=dtype) / 8 for _ in range(6)]
 
         def deep(x: Tensor, weights: list[Tensor] = weights) -> Tensor:

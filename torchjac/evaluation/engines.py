@@ -28,7 +28,6 @@ from torchjac.evaluation.surroundings import (
     compiling,
     inside_transform,
     is_out_of_memory,
-    ordinary_mode,
 )
 from torchjac.foundations.seeds import Chunk
 
@@ -212,7 +211,7 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     """
     differentiable = torch.is_grad_enabled()
     connected = differentiable and any(primal.requires_grad for primal in primals)
-    with ordinary_mode():
+    with torch.enable_grad():
         captured = getattr(function, "captures_primals", False)
         if captured and all(primal.requires_grad for primal in primals):
             # A module's own parameters: they are leaves already, and nothing has to be swapped.

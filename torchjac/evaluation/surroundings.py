@@ -20,7 +20,6 @@ __all__ = [
     "has_values",
     "inside_transform",
     "is_out_of_memory",
-    "ordinary_mode",
 ]
 
 _functorch = torch._C._functorch
@@ -58,17 +57,6 @@ _unguarded = contextlib.nullcontext()
 def exclusively(needed: bool = True) -> contextlib.AbstractContextManager[object]:
     """The lock for forward mode and for modules; passed by under a compiler, which cannot trace it."""
     return _exclusive if needed and not compiling() else _unguarded
-
-
-@contextlib.contextmanager
-def _recording() -> Iterator[None]:
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
-def ordinary_mode() -> contextlib.AbstractContextManager[object]:
-    """Record a graph whatever the caller's grad or inference mode is."""
-    return _recording() if torch.is_inference_mode_enabled() else torch.enable_grad()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -38,8 +38,7 @@ class IdentitySeeds:
     def keep_if_small(self) -> None:
         """Make all seeds now and keep them, where they are few enough to lie around."""
         if self.total * max(self.layout.counts, default=0) <= _FEW:
-            with torch.inference_mode(False):
-                self._units = self._make(0, self.total)
+            self._units = self._make(0, self.total)
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""

@@ -29,6 +29,11 @@ def solve(problem: Problem) -> Answer:
     """Compute what ``problem`` asks for."""
     if compiling() or torch._C._len_torch_dispatch_stack():
         return _traced(problem)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return solve(problem)
+    # What was made in inference mode can be no part of a graph; a copy can.
+    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
     key = problem.signature()
     record = recall(key)
     if problem.slower is None:

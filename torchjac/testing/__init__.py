@@ -22,11 +22,11 @@ A derivative of your own making is checked in one, and the message says where it
 
     >>> import torch
     >>> x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
-    >>> check_jac(torch.exp, x, jac=torch.diag(x.exp() + torch.tensor([0, 0, 1])))
+    >>> check_jac(lambda x: x.exp(), x, jac=torch.diag(x.exp() + torch.tensor([0, 0, 1])))
     Traceback (most recent call last):
     ...
     torchjac.testing.report.DerivativeError: check_jac: the Jacobian is wrong:
-    at output [2], by input [2]:
+    at output [2], by x [2]:
         got                8.389056099
         reverse pass       7.389056099
         finite difference  7.389056099
@@ -34,11 +34,12 @@ A derivative of your own making is checked in one, and the message says where it
 
 And so is a transform, over random programs:
 
+    >>> import torchjac
     >>> @settings(deadline=None)
     ... @given(strategies.programs_with_arguments(smooth=True))
     ... def test_forward_mode(case):
     ...     program, args = case
-    ...     check_jac(program, *args, jac=torch.func.jacfwd(program))
+    ...     check_jac(program, *args, jac=torchjac.jac(program, mode="forward"))
     >>> test_forward_mode()
 """
 

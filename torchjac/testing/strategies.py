@@ -302,14 +302,14 @@ def programs_with_arguments(  # noqa: D417 - Hypothesis passes draw
         **options: of `programs` or `scalar_programs`.
 
     Example:
-        >>> import torch
+        >>> import torchjac
         >>> from hypothesis import given, settings
         >>> from torchjac.testing import check_jac, strategies
         >>> @settings(deadline=None)
         ... @given(strategies.programs_with_arguments(smooth=True))
         ... def test_reverse_mode(case):
         ...     program, args = case
-        ...     check_jac(program, *args, jac=torch.func.jacrev(program))
+        ...     check_jac(program, *args, jac=torchjac.jac(program, mode="reverse"))
         >>> test_reverse_mode()
     """
     program = draw(scalar_programs(**options) if scalar else programs(**options))

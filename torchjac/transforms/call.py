@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
-from torchjac.evaluation.surroundings import compiling, exclusively
+from torchjac.evaluation.surroundings import exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.planning.problem import Answer
 from torchjac.planning.signature import of_arguments, of_function
@@ -72,8 +72,6 @@ class Call:
         kwargs: Mapping[str, Any],
     ) -> None:
         self.options = options
-        if not compiling() and torch.is_inference_mode_enabled():
-            args, kwargs = map_tree(_usable, (args, dict(kwargs)))
         self._func, self._args, self._kwargs = func, args, dict(kwargs)
         self._positions: list[int] = []
         self._specs: list[TreeSpec] = []
@@ -249,14 +247,6 @@ def _copied(arguments: Any) -> Any:
         else map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
         for argument in arguments
     ]
-
-
-def _usable(tensor: Any) -> Any:
-    """A copy of a tensor that was made in inference mode, which no graph can hold; else the tensor."""
-    if isinstance(tensor, Tensor) and tensor.is_inference():
-        with torch.inference_mode(False):
-            return tensor.clone()
-    return tensor
 
 
 def _describe(returned: object) -> str:
