@@ -81,7 +81,10 @@ def cases(op: Any) -> list[Case]:
 def scalar(case: Case) -> Case:
     """The same sample with all its outputs in one smooth scalar, for Hessians."""
     # Large values would make the sine of them too rough for differences.
-    scales = [1 + _largest(value) for value in evaluate(case)]
+    values = evaluate(case)
+    if not all(value.isfinite().all() for value in values):
+        raise Unusable("is not finite at this sample, so there is no Hessian to be right about")
+    scales = [1 + _largest(value) for value in values]
 
     def func(*tensors: Tensor) -> tuple[Tensor, ...]:
         total = torch.zeros((), dtype=torch.float64)

@@ -69,12 +69,13 @@ def test_a_machine_that_is_full_still_gets_one_seed_at_a_time(free):
 
 def test_on_a_cpu_a_chunk_stays_small_however_much_memory_there_is(free):
     free(2**50)
-    assert choose_chunk_size(10**4, MIB, CPU) == 256
+    assert 32 < choose_chunk_size(10**4, MIB, CPU) <= 64
 
 
 def test_on_a_gpu_a_chunk_takes_what_there_is(free):
     free(2**34)
-    assert choose_chunk_size(10**6, MIB, torch.device("cuda")) == 2**33 // MIB
+    most = 2**33 // MIB
+    assert 0.99 * most < choose_chunk_size(10**6, MIB, torch.device("cuda")) <= most
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(1, 8))

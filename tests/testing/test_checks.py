@@ -460,3 +460,11 @@ class TestRefusals:
 
         with pytest.raises(KeyError, match="mine"):
             check_jac(func, X)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@given(strategies.programs_with_arguments(smooth=True, device="cuda"))
+def test_right_derivatives_are_accepted_on_a_gpu(case: Any) -> None:
+    program, args = case
+    check_jac(program, *args, argnums=every_argument(program))

@@ -287,12 +287,14 @@ class TestManners:
         assert y.tolist() == [3, 4]
         assert z.tolist() == [5, 6]
 
-    def test_functions_that_differentiate_inside(self) -> None:
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+    def test_functions_that_differentiate_inside(self, mode: Any) -> None:
         def slope(x: Any) -> Any:
             return torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
 
-        x = double(1, 2)
-        torch.testing.assert_close(finite_difference_jac(slope)(x), torch.diag(6 * x))
+        with mode():
+            x = double(1, 2)
+            torch.testing.assert_close(finite_difference_jac(slope)(x), torch.diag(6 * x))
 
     def test_functions_that_leave_torch(self) -> None:
         def func(x: Any) -> Any:

@@ -100,6 +100,14 @@ class TestRegistry:
                 assert value.numel() == 0 or float(value.abs().max()) <= 1000
 
     @each_operator
+    def test_any_strides_give_the_same_result(self, operator: Operator) -> None:
+        for seed in range(5):
+            program, args = single(operator, seed)
+            expected = program(*args)
+            for layout in strategies._LAYOUTS[:4]:
+                torch.testing.assert_close(program(*map(layout, args)), expected)
+
+    @each_operator
     def test_is_drawn(self, operator: Operator) -> None:
         drawn = find(
             strategies.programs(operators=[operator.name], max_operators=2),

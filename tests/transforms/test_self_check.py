@@ -1,5 +1,6 @@
 """The self-check: wrong rules, PyTorch's own and users', are caught and the answer made again."""
 
+import math
 import warnings
 from typing import Any
 
@@ -193,3 +194,13 @@ def test_kinks_are_no_mismatch() -> None:
     ):
         torchjac.hessian(func)(torch.randn(40, dtype=torch.float64))
         torchjac.hessian(func, mode="forward-over-reverse")(torch.zeros(40, dtype=torch.float64))
+
+
+def test_hessian_that_only_one_outer_mode_gets_right() -> None:
+    """0**x is 0 for every x > 0; reverse-over-reverse makes 0·log(0) of its second derivative."""
+    base, x = torch.tensor([0.0, 2.0], dtype=torch.float64), torch.tensor([1.5, 0.5]).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = torchjac.hessian(lambda x: (base**x).sum())(x)
+    second = torch.tensor([0.0, 2**0.5 * math.log(2) ** 2], dtype=torch.float64)
+    torch.testing.assert_close(got, torch.diag(second))

@@ -118,7 +118,8 @@ def difference_probe(
     """Whether J·v agrees with a central difference of ``function`` along a random direction.
 
     The difference is taken with two steps, and to either side. What these disagree by is the error of
-    the difference itself, at a kink say, and is not held against J.
+    the difference itself and is not held against J. Where they have little in common, at a kink or
+    where the function oscillates within a step, a difference says nothing.
 
     Args:
         function: what J is the Jacobian of.
@@ -130,9 +131,12 @@ def difference_probe(
     width = max(torch.finfo(primal.dtype).eps for primal in primals) ** (1 / 3)
     step = width * max(1.0, *[_largest(primal) for primal in primals])
     center = [_wide(value.detach()) for value in function([p.detach() for p in primals])[0]]
-    coarse, _ = _difference(function, primals, directions, 2 * step, center)
-    fine, errors = _difference(function, primals, directions, step, center)
-    for row, twice, once, error in zip(leaves, coarse, fine, errors, strict=True):
+    coarse, _, _ = _difference(function, primals, directions, 2 * step, center)
+    fine, rounded, doubts = _difference(function, primals, directions, step, center)
+    for row, twice, once, noise, doubt in zip(leaves, coarse, fine, rounded, doubts, strict=True):
+        doubt = 4 * max(doubt, _largest(once - twice))
+        if doubt > max(0.5 * _largest(once), 4 * _largest(noise)):
+            continue
         product = torch.zeros((), device=once.device)
         squares = torch.zeros((), device=once.device)
         for leaf, primal, direction in zip(row, primals, directions, strict=True):
@@ -143,8 +147,8 @@ def difference_probe(
             squares = squares + matrix.square().sum(2, keepdim=True)
         if product.numel() == 0:
             continue
-        expected, other = once.reshape(product.shape), twice.reshape(product.shape)
-        slack = 4 * _largest(expected - other) + error.reshape(product.shape)
+        expected = once.reshape(product.shape)
+        slack = doubt + noise.reshape(product.shape)
         nearest = expected + (product - expected).clamp(-slack, slack)
         # A product that is not finite where the difference is has nothing that excuses it.
         nearest = torch.where(product.isfinite(), nearest, expected)
@@ -164,18 +168,19 @@ def _difference(
     directions: Sequence[Tensor],
     step: float,
     center: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Central differences along one direction, and the error to expect of them.
+) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """Central differences along one direction, their rounding, and their doubt.
 
-    The error is that of rounding, and what the differences to either side disagree by at worst: one
-    kink puts all entries in doubt, since it can cancel in some of them.
+    The doubt is what the differences to either side disagree by at worst: one kink puts all entries
+    in doubt, since it can cancel in some of them.
     """
     ahead, _ = function([p.detach() + step * v for p, v in zip(primals, directions, strict=True)])
     behind, _ = function([p.detach() - step * v for p, v in zip(primals, directions, strict=True)])
-    quotients, errors = [], []
+    quotients, rounded, doubts = [], [], []
     for a, b, middle in zip(ahead, behind, center, strict=True):
         high, low = _wide(a.detach()), _wide(b.detach())
-        rounded = 16 * torch.finfo(a.dtype).eps * (high.abs() + low.abs()) / (2 * step)
         quotients.append((high - low) / (2 * step))
-        errors.append(rounded + 4 * _largest(high - 2 * middle + low) / step)
-    return quotients, errors
+        rounded.append(16 * torch.finfo(a.dtype).eps * (high.abs() + low.abs()) / (2 * step))
+        bend = high - 2 * middle + low
+        doubts.append(_largest(bend) / step if bend.isfinite().all() else 0.0)
+    return quotients, rounded, doubts

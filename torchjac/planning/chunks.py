@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -12,8 +13,9 @@ _MIB = 2**20
 
 # Up to this much nobody runs out, and asking the system would cost more than a small pass takes.
 _ALWAYS_FITS = 16 * _MIB
-# On a CPU a larger working set is no faster, because it leaves the caches; it only costs memory.
-_CPU_WORKING_SET = 256 * _MIB
+# On a CPU a larger working set is slower: it leaves the caches, and every temporary of more than some
+# megabytes is mapped and cleared by the system anew.
+_CPU_WORKING_SET = 64 * _MIB
 _SHARE_OF_FREE = 0.5
 
 
@@ -39,7 +41,9 @@ def choose_chunk_size(passes: int, bytes_per_pass: int, device: torch.device) ->
     room = int(available_memory(device) * _SHARE_OF_FREE)
     if device.type == "cpu":
         room = min(room, _CPU_WORKING_SET)
-    return max(1, min(passes, room // max(bytes_per_pass, 1)))
+    most = max(1, min(passes, room // max(bytes_per_pass, 1)))
+    # Chunks of equal size: the same number of them, and no small rest.
+    return math.ceil(passes / math.ceil(passes / most))
 
 
 def always_fits(passes: int, bytes_per_pass: int) -> bool:

@@ -35,15 +35,15 @@ class Record:
     """How many of the ways, in their order, PyTorch has refused."""
     prepared: dict[Way, IdentitySeeds] = field(default_factory=dict)
     """The seeds of the ways that take them all at once, holding so little that it always fits."""
-    distrusted: bool = False
-    """Whether a check has failed, so that only the trusted way will do."""
+    instead: Way | None = None
+    """The way that has to be taken because a check has failed of the best one."""
     checked: set[Way] = field(default_factory=set)
     """The ways whose result has been compared with a trusted pass."""
 
     @property
     def next_way(self) -> Way:
         """The way that the next call takes."""
-        return self.ways[0].trusted if self.distrusted else self.ways[self.refused]
+        return self.instead or self.ways[self.refused]
 
 
 _lock = threading.Lock()

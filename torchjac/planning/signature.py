@@ -64,8 +64,9 @@ def _describe(subject: Any, seen: set[int]) -> Any:
     if kind in _VALUES:
         return kind
     if isinstance(subject, _SWITCHES):
-        long = isinstance(subject, (str, bytes)) and len(subject) > _LONG
-        return (len(subject), hash(subject)) if long else subject
+        if isinstance(subject, (str, bytes)) and len(subject) > _LONG:
+            return (len(subject), hash(subject))
+        return subject
     if id(subject) in seen:
         return "seen"
     if isinstance(subject, types.FunctionType):
@@ -106,9 +107,9 @@ def _describe_object(subject: Any, seen: set[int]) -> Any:
     return (identity, *[_describe(x, seen) for x in held if isinstance(x, torch.nn.Module)])
 
 
-def _reached(function: types.FunctionType, seen: set[int]) -> list[Hashable]:
+def _reached(function: types.FunctionType, seen: set[int]) -> list[Any]:
     """Describe the contents of a closure, the defaults, and the globals that the code names."""
-    parts: list[Hashable] = []
+    parts: list[Any] = []
     for cell in function.__closure__ or ():
         try:
             contents = cell.cell_contents

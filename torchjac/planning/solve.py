@@ -63,8 +63,8 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         remember(key, record)
     answer = _first_that_works(problem, record, draw)
     if draw is not None and to_check(problem, answer.way, record):
-        trusted, known = answer.way.trusted, record
-        answer = verified(problem, answer, known, draw, lambda: attempt(problem, trusted, known))
+        known = record
+        answer = verified(problem, answer, known, draw, lambda way: attempt(problem, way, known))
     return answer
 
 

@@ -22,6 +22,7 @@ from torchjac.planning.coupling import refuse_coupling
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.ways import Way
 
 __all__ = ["verified"]
 
@@ -30,42 +31,45 @@ _FINE = (torch.float64, torch.float32)
 
 
 def verified(
-    problem: Problem, answer: Answer, record: Record, draw: Draw, again: Callable[[], Answer]
+    problem: Problem, answer: Answer, record: Record, draw: Draw, again: Callable[[Way], Answer]
 ) -> Answer:
-    """Return ``answer`` if it stands the check, else the one that ``again`` makes the trusted way.
+    """Return ``answer`` if it stands the check, else one that ``again`` makes in a way that does.
 
     A Jacobian is compared with one plain backward pass, a Hessian with that and with a difference of
-    gradients. Where the two answers differ by no more than rounding after all, nothing is said.
+    gradients. Where two answers differ by no more than rounding after all, nothing is said.
     """
     reason = _disagreement(problem, answer, draw)
     record.checked.add(answer.way)
     if reason is None:
         return answer
     trusted = answer.way.trusted
-    replaced = None if answer.way == trusted else _made_again(again, draw)
-    if replaced is None:
-        _warn(problem, answer, reason, "No way is left that could be trusted more")
-        return answer
-    if problem.order == 2 and not _survives_difference(problem, replaced, draw):
-        _warn(problem, answer, reason, f"So does {trusted}; no other way is left")
+    best = answer
+    for way in [trusted, *record.ways] if problem.order == 2 else [trusted]:
+        replaced = None if way == answer.way else _made_again(again, way, draw)
+        if replaced is None:
+            continue
+        if problem.order == 2 and not _survives_difference(problem, replaced, draw):
+            best = replaced if way == trusted else best
+            continue
+        if _same(problem, answer, replaced, draw):
+            return answer
+        record.instead = way
+        record.checked.add(way)
+        remedy = f"The result was made again, {way} ({replaced.passes} passes)"
+        _warn(problem, answer, reason, remedy)
         return replaced
-    if _same(problem, answer, replaced, draw):
-        return answer
-    record.distrusted = True
-    record.checked.add(trusted)
-    passes = f"{replaced.passes} passes"
-    _warn(problem, answer, reason, f"The result was made again, {trusted} ({passes})")
-    return replaced
+    _warn(problem, answer, reason, "No way is left that agrees")
+    return best
 
 
-def _made_again(again: Callable[[], Answer], draw: Draw) -> Answer | None:
+def _made_again(again: Callable[[Way], Answer], way: Way, draw: Draw) -> Answer | None:
     try:
         with draw.aside():
-            return again()
+            return again(way)
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        return None  # PyTorch refuses the trusted way
+        return None  # PyTorch refuses that way
 
 
 def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
@@ -130,6 +134,8 @@ def _recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
 def _survives_difference(problem: Problem, answer: Answer, draw: Draw) -> bool:
     if not all(primal.dtype in _FINE for primal in problem.primals):
         return True
+    if not all(value.isfinite().all() for value in answer.values):
+        return True  # outside its domain a function has no differences either
     function = _trusted_function(problem)
 
     def replayed(primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -65,7 +65,8 @@ def along(line: Line, center: Tensor, step: float, epsilon: float) -> Estimate:
     Returns:
         The derivative and its error. Where the function has a kink the error spans the slopes of
         both sides, so that any subgradient between them is within it; where it is undefined nearby
-        the error is infinite.
+        the error is infinite. It is an estimate and no proof: a function that cancels most of its
+        digits inside can exceed it a few times over.
     """
     levels = [_level(line, center, step / RATIO**index, epsilon) for index in range(LEVELS)]
     table = _extrapolated([level.slope for level in levels])
@@ -77,7 +78,8 @@ def along(line: Line, center: Tensor, step: float, epsilon: float) -> Estimate:
     error = torch.where(kinks[-3] > 0, error, torch.inf)
     # Two steps can agree by accident, three hardly: the first two rows are not candidates.
     for row in range(2, LEVELS):
-        noise = 4 * levels[row].noise + kinks[row] + jitter / RATIO ** (LEVELS - 1 - row)
+        seen = jitter / RATIO ** (LEVELS - 1 - row)
+        noise = 4 * (levels[row].noise + seen) + kinks[row]
         for order in range(1, row + 1):
             entry, finer = table[row][order], table[row][order - 1]
             coarser = table[row - 1][order - 1]

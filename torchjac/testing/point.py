@@ -76,8 +76,7 @@ class Point:
             if "does not require grad" not in str(error):
                 raise
             self._needs_graph = True
-            self._draw.again()
-            output = self._call(self._recorded_leaves()[1])
+            output = self._recorded_call(self.leaves)[1]
         self._after = self._draw.read()
         self.aux = None
         if self._has_aux:
@@ -98,20 +97,16 @@ class Point:
 
     def values(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """The differentiable output leaves at ``leaves``, without a graph."""
-        self._draw.again()
         if self._needs_graph:
-            return [
-                value.detach() for value in self._pick(self._call(self._recorded_leaves(leaves)[1]))
-            ]
+            return [value.detach() for value in self.recorded(leaves)[1]]
+        self._draw.again()
         with torch.inference_mode(False), torch.no_grad():
             return [value.detach() for value in self._pick(self._call(leaves))]
 
     def recorded(self, leaves: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Fresh autograd leaves, and the outputs that plain autograd recorded from them."""
-        self._draw.again()
-        fresh, copies = self._recorded_leaves(leaves)
-        with torch.inference_mode(False), torch.enable_grad():
-            return fresh, self._pick(self._call(copies))
+        fresh, output = self._recorded_call(self.leaves if leaves is None else leaves)
+        return fresh, self._pick(output)
 
     def raw_values(
         self, replace: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]
@@ -129,13 +124,12 @@ class Point:
         """Leave the random generators where one evaluation of ``func`` leaves them."""
         self._draw.write(self._after)
 
-    def _recorded_leaves(
-        self, leaves: Sequence[Tensor] | None = None
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _recorded_call(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        self._draw.again()
         with torch.inference_mode(False), torch.enable_grad():
-            fresh = [leaf.detach().clone().requires_grad_() for leaf in leaves or self.leaves]
-            # func gets a copy with a history, since a leaf must not be changed in place.
-            return fresh, [leaf.clone() for leaf in fresh]
+            fresh = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+            # func gets a copy with a history (see `_call`), since a leaf must not change in place.
+            return fresh, self._call(fresh)
 
     def _call(
         self, leaves: Sequence[Tensor], replace: Callable[[Tensor], Tensor] = torch.clone

@@ -33,7 +33,7 @@ class TensorSpec:
 
 
 class Program:
-    r"""A deterministic function of tensors, made of `torchjac.testing.operators`.
+    r"""A deterministic function of tensors, made of `torchjac.testing.registry`.
 
     Calling it runs it; printing it gives source to paste into a test. Programs of equal source and
     arguments are equal.

@@ -165,7 +165,12 @@ _IN_PLACE = (
     Op("fill_row", "{out} = {0}.clone(); {out}[{index}] = 0.5", c.filled, c.row),
     Op("scale_slice", "{out} = {0}.clone(); {out}[..., 0].mul_(0.5)", c.filled),
     # Writing through a view, and relu_, are refused by forward mode inside forward mode.
-    Op("scale_view", "{out} = {0} * 1; {out}.view(-1)[::2].mul_(0.5)", c.nonempty, trap=2),
+    Op(
+        "scale_view",
+        "{out} = {0}.contiguous() * 1; {out}.view(-1)[0].mul_(0.5)",
+        c.nonempty,
+        trap=2,
+    ),
     Op("relu_", "{out} = {0} * 1; {out}.relu_()", smooth=False, trap=2),
 )
 

@@ -181,7 +181,7 @@ def programs(  # noqa: D417 - Hypothesis passes draw
         traps: also operators whose derivatives, up to that order, PyTorch gets wrong or refuses in
             some mode.
         other_outputs: also None, integer and boolean leaves in the output.
-        operators: names of the only operators to use, as in `torchjac.testing.operators`.
+        operators: names of the only operators to use, as in `torchjac.testing.registry`.
         max_operators: the longest composition.
         max_arguments: the most arguments.
         dtype: of the arguments.
