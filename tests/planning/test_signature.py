@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import torchjac
-
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.signature import of_arguments, of_function
 

@@ -121,7 +121,7 @@ def test_result_trains_the_parameters() -> None:
 
 
 def test_bad_use_is_refused() -> None:
-    with pytest.raises(OptionTypeError, match="func must be an nn.Module"):
+    with pytest.raises(OptionTypeError, match=r"func must be an nn\.Module"):
         torchjac.jac(torch.sin, "params")
     module = mlp().requires_grad_(False)
     with pytest.raises(ArgumentError, match="no parameter of Sequential requires grad"):

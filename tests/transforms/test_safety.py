@@ -74,13 +74,13 @@ def test_no_grad_inside_func_holds_back_the_derivative() -> None:
     torch.testing.assert_close(torchjac.jac(func)(torch.full((2,), 3.0)), 3 * torch.eye(2))
 
 
-class Custom(Exception):
+class CustomError(Exception):
     pass
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "error", [ValueError("mine"), KeyError("mine"), RuntimeError("mine"), Custom("x")]
+    "error", [ValueError("mine"), KeyError("mine"), RuntimeError("mine"), CustomError("x")]
 )
 def test_exceptions_of_func_come_out_as_they_are(error: Exception, mode: str) -> None:
     broken = False
@@ -90,8 +90,8 @@ def test_exceptions_of_func_come_out_as_they_are(error: Exception, mode: str) ->
             raise error
         return x**2
 
+    broken = True
     with pytest.raises(type(error)) as caught:
-        broken = True
         torchjac.jac(func, mode=mode)(torch.ones(2))
     assert caught.value is error
     broken = False
