@@ -147,3 +147,12 @@ def test_differentiable_by_a_captured_parameter_alone(mode: str) -> None:
     jacobian = torchjac.jac(lambda x: (weight @ x).sin(), mode=mode)(POINT)
     (got,) = torch.autograd.grad(jacobian.sum(), weight)
     assert got.abs().sum() > 0
+
+
+def test_a_function_that_takes_a_derivative_by_plain_autograd() -> None:
+    def slope(x: Tensor) -> Tensor:
+        return torch.autograd.grad((x**3).sum(), x, create_graph=True)[0]
+
+    torch.testing.assert_close(torchjac.jac(slope)(POINT), torch.diag(6 * POINT))
+    hessian = torchjac.hessian(lambda x: slope(x).sum())(POINT)
+    torch.testing.assert_close(hessian, torch.diag(torch.full((2,), 6.0).double()))

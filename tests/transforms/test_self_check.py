@@ -131,6 +131,18 @@ def test_cdist(p: float) -> None:
     torch.testing.assert_close(got, torchjac.jac(by_hand)(a))
 
 
+def test_a_wrong_rule_behind_a_normalised_row() -> None:
+    """The rows of a softmax cancel in a cotangent of plain signs, and hid this from the check."""
+    x = torch.tensor([[1.0, 0.5], [1.0, -2.0]], dtype=torch.float64)
+
+    def func(x: Tensor) -> Tensor:
+        return torch.cdist(x, x + 9).softmax(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.testing.assert_close(torchjac.jac(func)(x), torchjac.jac(func, chunk_size=1)(x))
+
+
 HESSIANS = {
     "det": (torch.linalg.det, torch.randn(4, 4, dtype=torch.float64)),
     "slogdet": (lambda x: torch.linalg.slogdet(x)[1], torch.randn(4, 4, dtype=torch.float64)),

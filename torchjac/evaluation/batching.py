@@ -8,6 +8,7 @@ is used, because that is what the compiler knows how to trace.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchjac.evaluation.surroundings import compiling, exclusively
 from torchjac.foundations.seeds import Chunk
 
-__all__ = ["vectorised", "vectorised_eagerly"]
+__all__ = ["load_forward_rules", "vectorised", "vectorised_eagerly"]
 
 Product: TypeAlias = Callable[[Chunk], Sequence["Tensor | None"]]
 
@@ -25,7 +26,15 @@ _functorch = torch._C._functorch
 
 
 @functools.cache
-def _load_decompositions() -> None:
+def load_forward_rules() -> None:
+    """Have PyTorch load its forward-mode decompositions, about which it warns users of today."""
+    with exclusively(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.func.jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
+
+
+@functools.cache
+def _load_batching_rules() -> None:
     # The first public call registers the vmap decompositions that backward formulas need.
     with exclusively():
         torch.func.vmap(torch.neg)(torch.zeros(1))
@@ -48,7 +57,7 @@ def vectorised(product: Product, seeds: Chunk) -> list[Tensor | None]:
 
 def vectorised_eagerly(product: Product, seeds: Chunk) -> list[Tensor | None]:
     """The same where no compiler can be tracing."""
-    _load_decompositions()
+    _load_batching_rules()
     size = len(next(iter(seeds.values())))
     level = _functorch._vmap_increment_nesting(size, "same")
     try:

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.batching import vectorised, vectorised_eagerly
+from torchjac.evaluation.batching import load_forward_rules, vectorised, vectorised_eagerly
 from torchjac.evaluation.graphs import failing_op, reaches_beyond
 from torchjac.evaluation.surroundings import (
     compiling,
@@ -156,6 +156,8 @@ class Push(Engine):
     direction: Direction = "forward"
 
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
+        if not compiling():
+            load_forward_rules()
         self._function = function
         # A dual number cannot be made of a tensor whose elements share memory.
         self.primals = [p.contiguous() if 0 in p.stride() else p for p in primals]

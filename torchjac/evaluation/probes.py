@@ -37,11 +37,16 @@ def tolerance(tensors: Sequence[Tensor]) -> float:
     return max(_TOLERANCES.get(tensor.dtype, 1e-1) for tensor in tensors)
 
 
-def _signs(like: Tensor) -> Tensor:
-    """Random signs that are the same in every run, and leave the caller's generator alone."""
+def _random(like: Tensor) -> Tensor:
+    """A random vector, the same in every run, that leaves the caller's generators alone.
+
+    Of both signs and of different magnitudes: ones alone would be blind to what cancels along a row
+    of a softmax. They are multiples of 1/64, exact in every dtype.
+    """
     generator = torch.Generator().manual_seed(like.numel())
-    signs = torch.randint(0, 2, like.shape, generator=generator, dtype=torch.int8)
-    return (signs * 2 - 1).to(dtype=like.dtype, device=like.device)
+    draw = torch.randint(0, 66, like.shape, generator=generator)
+    values = torch.where(draw % 2 == 0, -1.0, 1.0) * (32 + draw // 2) / 64
+    return values.to(dtype=like.dtype, device=like.device)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> bool:
         batched: whether its leaves are ``(B, *out, *in)``.
     """
     outputs = [value.detach() for value in graph.values]
-    cotangents = [_signs(value) for value in outputs]
+    cotangents = [_random(value) for value in outputs]
     trusted = graph.multiply(dict(enumerate(cotangents)), last=False)
     for i, (primal, pulled) in enumerate(zip(graph.primals, trusted, strict=True)):
         got = torch.zeros((), device=primal.device)
@@ -127,7 +132,7 @@ def difference_probe(
         leaves: the Jacobian, ``leaves[output][input]``.
         batched: whether its leaves are ``(B, *out, *in)``.
     """
-    directions = [_signs(primal) for primal in primals]
+    directions = [_random(primal) for primal in primals]
     width = max(torch.finfo(primal.dtype).eps for primal in primals) ** (1 / 3)
     step = width * max(1.0, *[_largest(primal) for primal in primals])
     center = [_wide(value.detach()) for value in function([p.detach() for p in primals])[0]]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["look"]
+__all__ = ["evaluate_plainly", "look"]
+
+Evaluation: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class _Largest(TorchDispatchMode):
@@ -29,7 +31,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def look(evaluate: Callable[[], Sequence[Tensor]]) -> tuple[tuple[int, ...], int]:
+def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
     """Evaluate a function once, plainly.
 
     Returns:
@@ -37,12 +39,24 @@ def look(evaluate: Callable[[], Sequence[Tensor]]) -> tuple[tuple[int, ...], int
 
     An exception that this raises is the function's own, for nothing is differentiated here.
     """
-    with torch.no_grad(), _Largest() as largest:  # type: ignore[no-untyped-call]
+    with _Largest() as largest:  # type: ignore[no-untyped-call]
         try:
-            values = evaluate()
+            values = evaluate_plainly(evaluate, primals)
         except Exception:  # noqa: BLE001 - a compiled function, say, that refuses to be watched
             largest.nbytes = 0
     if not largest.nbytes:
-        with torch.no_grad():
-            values = evaluate()
+        values = evaluate_plainly(evaluate, primals)
     return tuple(value.numel() for value in values), largest.nbytes
+
+
+def evaluate_plainly(evaluate: Evaluation, primals: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Evaluate without a graph or, for a function that takes derivatives itself, with one."""
+    try:
+        with torch.no_grad():
+            return evaluate(primals)
+    except RuntimeError as error:
+        # What autograd says of a tensor that does not require grad; nothing else is tried twice.
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return evaluate([primal.detach().requires_grad_() for primal in primals])

@@ -16,7 +16,7 @@ from torchjac.evaluation.graphs import describe
 from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.fallback import Refusals, warn_slower
-from torchjac.planning.look import look
+from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.verify import verified
@@ -75,7 +75,7 @@ def _first_look(problem: Problem, draw: Draw) -> Record:
         counts, largest = tuple(value.numel() for value in values), describe(values)[1]
     else:
         with draw.aside():
-            counts, largest = look(lambda: problem.function(problem.primals)[0])
+            counts, largest = look(lambda primals: problem.function(primals)[0], problem.primals)
     slower = problem.function is problem.slower
     return Record(counts, largest, problem.ways(problem.rows(counts)), slower)
 
@@ -118,8 +118,8 @@ def _fall_back(problem: Problem, record: Record, draw: Draw | None, refusals: Re
 
 def _blame(problem: Problem) -> None:
     """Evaluate the function plainly: if it raises there too, the exception is the function's own."""
-    with Draw(problem.primals).aside(), torch.no_grad():
-        problem.function(problem.primals)
+    with Draw(problem.primals).aside():
+        evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
 
 
 def _traced(problem: Problem) -> Answer:
