@@ -78,6 +78,9 @@ def _describe(subject: Any, seen: set[int]) -> Any:
         return (_Identity(subject), *[module.training for module in subject.modules()])
     if isinstance(subject, types.MethodType):
         return (subject.__func__.__code__, _describe(subject.__self__, seen))
+    if isinstance(subject, types.BuiltinMethodType):
+        # Made anew at every access, so its identity says nothing; that of what it belongs to does.
+        return (subject.__qualname__, _describe(subject.__self__, seen))
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
         return ("partial", *[_describe(part, seen) for part in parts])
