@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.batching import load_forward_rules, vectorised, vectorised_eagerly
-from torchjac.evaluation.graphs import failing_op, reaches_beyond
+from torchjac.evaluation.graphs import borders, captured, failing_op
 from torchjac.evaluation.surroundings import (
     compiling,
     inside_transform,
@@ -79,10 +79,20 @@ class Graph(Engine):
         *,
         create_graph: bool = False,
         retain_graph: bool = False,
+        find_borders: Callable[[], list[Tensor] | None] | None = None,
     ) -> None:
         self.values, self.primals, self.carried = values, primals, carried
         self.keeps_graph = create_graph
         self.outlives_passes = retain_graph or create_graph
+        self._find_borders = find_borders
+
+    def borders(self) -> list[Tensor] | None:
+        """Where the graph of differentiable products ends, if that can be told; see `deferred`."""
+        return self._find_borders() if self.keeps_graph and self._find_borders else None
+
+    def without_graph(self) -> Graph:
+        """The same graph for products that are not differentiable."""
+        return Graph(self.values, self.primals, self.carried, retain_graph=True)
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         # An output that does not require grad depends on no input: its rows are zeros.
@@ -212,21 +222,36 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     any other becomes a leaf nobody else can see, so that no flag and no gradient leaks.
     """
     differentiable = torch.is_grad_enabled()
+    start = _sequence_number()
     connected = differentiable and any(primal.requires_grad for primal in primals)
     with torch.enable_grad():
-        captured = getattr(function, "captures_primals", False)
-        if captured and all(primal.requires_grad for primal in primals):
+        own = getattr(function, "captures_primals", False)
+        if own and all(primal.requires_grad for primal in primals):
             # A module's own parameters: they are leaves already, and nothing has to be swapped.
-            leaves = list(primals)
+            leaves = outside = list(primals)
         else:
+            linked = [differentiable and primal.requires_grad for primal in primals]
             leaves = [
-                primal.view_as(primal)
-                if differentiable and primal.requires_grad
-                else primal.detach().requires_grad_()
-                for primal in primals
+                primal.view_as(primal) if link else primal.detach().requires_grad_()
+                for primal, link in zip(primals, linked, strict=True)
             ]
+            outside = [leaf for leaf, link in zip(leaves, linked, strict=True) if link]
         values, carried = function(leaves)
-    create_graph = connected or (differentiable and reaches_beyond(values, leaves))
+    create_graph = connected or (differentiable and any(True for _ in captured(values, leaves)))
+    find = None if start is None else functools.partial(borders, values, leaves, outside, start)
     # Nobody else holds this graph, so it is freed with the engine. Until then it stays whole, and a
     # chunk that runs out of memory can be tried again.
-    return Graph(values, leaves, carried, create_graph=create_graph, retain_graph=True)
+    return Graph(
+        values,
+        leaves,
+        carried,
+        create_graph=create_graph,
+        retain_graph=True,
+        find_borders=find,
+    )
+
+
+def _sequence_number() -> int | None:
+    """The number that the next node of a graph will get; None before torch 2.1, which does not tell."""
+    peek = getattr(torch.autograd, "_get_sequence_nr", None)
+    return None if peek is None else int(peek())

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.engines import Engine
+from torchjac.evaluation.deferred import deferred
+from torchjac.evaluation.engines import Engine, Graph
 from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, IdentitySeeds
 
@@ -72,9 +73,25 @@ def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[li
             tried again.
 
     A forward engine evaluates its function once per chunk; each finds the random state of the first.
+    Several chunks that have to be differentiable are so by NOTE [Deferred graphs].
     """
-    total, counts = seeds.total, seeds.layout.counts
+    total = seeds.total
     size = total if chunk_size is None else min(chunk_size, total)
+    beyond = engine.borders() if isinstance(engine, Graph) and size < total else None
+    if not beyond:
+        return _gather(engine, seeds, size)
+    assert isinstance(engine, Graph)
+
+    def one_pass(start: int, stop: int) -> list[Tensor | None]:
+        return _pass(engine, seeds.chunk(start, stop), stop - start, last=False)
+
+    blocks = _gather(engine.without_graph(), seeds, size)
+    return deferred(blocks, beyond, seeds, size, one_pass)
+
+
+def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor]]:
+    """The passes, chunk by chunk."""
+    total, counts = seeds.total, seeds.layout.counts
     rows: list[list[_Rows]] = []
     evaluates = engine.direction == "forward" and total > 1 and not compiling()
     draw = Draw(engine.primals) if evaluates else None
