@@ -163,8 +163,8 @@ HEAD = """\
 
 The peak resident memory above what was in use before the call, each in a process of its own. The
 bound is six times the result plus 512 MB; torchjac runs with `chunk_size="auto"`. In grad mode the
-Jacobian of a module can be differentiated by its parameters, torchjac's as well as `jacrev`'s: it
-holds the graph of every row, and no chunking can save that.
+Jacobian of a module can be differentiated by its parameters, torchjac's as well as `jacrev`'s, which
+holds the graph of every row for that; torchjac would run the passes again.
 
 | workload | inputs | outputs | result | torchjac | bound | within | jacrev |
 | --- | --: | --: | --: | --: | --: | --- | --- |"""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.batching import load_forward_rules, vectorised, vectorised_eagerly
-from torchjac.evaluation.graphs import borders, captured, failing_op
+from torchjac.evaluation.graphs import borders, captures, failing_op
 from torchjac.evaluation.surroundings import (
     compiling,
     inside_transform,
@@ -237,7 +237,7 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
             ]
             outside = [leaf for leaf, link in zip(leaves, linked, strict=True) if link]
         values, carried = function(leaves)
-    create_graph = connected or (differentiable and any(True for _ in captured(values, leaves)))
+    create_graph = connected or (differentiable and captures(values, leaves))
     find = None if start is None else functools.partial(borders, values, leaves, outside, start)
     # Nobody else holds this graph, so it is freed with the engine. Until then it stays whole, and a
     # chunk that runs out of memory can be tried again.

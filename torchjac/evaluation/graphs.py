@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["captured", "describe", "failing_op"]
+__all__ = ["captures", "describe", "failing_op"]
 
 
 def _nodes(values: Iterable[Tensor]) -> Iterator[Any]:
@@ -24,18 +24,22 @@ def _nodes(values: Iterable[Tensor]) -> Iterator[Any]:
                 stack.append(parent)
 
 
-def captured(values: Iterable[Tensor], leaves: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The leaves that require grad and went into ``values`` beside ``leaves``: captured parameters.
+def captures(values: Iterable[Tensor], leaves: Sequence[Tensor]) -> bool:
+    """Whether anything but ``leaves`` that requires grad (a captured parameter) went into ``values``.
 
-    Without looking for them, either every Jacobian would drag a graph along or training through one
+    Without looking for it, either every Jacobian would drag a graph along or training through one
     would silently drop the parameters. The walk costs about a tenth of one backward pass.
     """
     own = {id(leaf) for leaf in leaves}
-    return (leaf for leaf in _leaves(values) if id(leaf) not in own)
+    for node in _nodes(values):
+        # Only the node that accumulates into a leaf has a variable.
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in own:
+            return True
+    return False
 
 
 def _leaves(values: Iterable[Tensor]) -> Iterator[Tensor]:
-    # Only the node that accumulates into a leaf has a variable.
     return (node.variable for node in _nodes(values) if hasattr(node, "variable"))
 
 
