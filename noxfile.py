@@ -115,10 +115,11 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Time every workload against its peers, side by side."""
+    """Time every workload against its peers, side by side; then measure peak memory."""
     session.install(*TORCH[DEFAULT_TORCH])
     session.install("--editable", ".", *needs("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
+    session.run("python", "-m", "benchmarks.memory")
 
 
 # Run with the wheel's own interpreter, away from the checkout (-I), PyTorch being imported first so
