@@ -111,3 +111,10 @@ def test_wraps_without_updates_takes_no_attributes_from_a_module():
     assert wrapper.__name__ == "linear"
     assert wrapper.__wrapped__ is module
     assert not hasattr(wrapper, "_parameters")
+
+
+def test_the_level_of_forward_mode_is_told():
+    """evaluation/surroundings.py: `carry_tangents` asks it before it looks at tensors."""
+    assert torch.autograd.forward_ad._current_level == -1
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.autograd.forward_ad._current_level == 0

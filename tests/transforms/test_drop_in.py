@@ -156,3 +156,14 @@ def test_a_function_that_takes_a_derivative_by_plain_autograd() -> None:
     torch.testing.assert_close(torchjac.jac(slope)(POINT), torch.diag(6 * POINT))
     hessian = torchjac.hessian(lambda x: slope(x).sum())(POINT)
     torch.testing.assert_close(hessian, torch.diag(torch.full((2,), 6.0).double()))
+
+
+def test_under_forward_mode_of_the_callers_own() -> None:
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(POINT, torch.ones_like(POINT))
+        for transform in (torchjac.jac, lambda f: torchjac.batched_jac(f, per_sample=False)):
+            jacobian = transform(torch.sin)(dual)
+            tangent = torch.autograd.forward_ad.unpack_dual(jacobian).tangent
+            torch.testing.assert_close(
+                tangent.sum(-1) if tangent.dim() > 1 else tangent, -POINT.sin()
+            )

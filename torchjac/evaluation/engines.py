@@ -25,6 +25,7 @@ from torch import Tensor
 from torchjac.evaluation.batching import load_forward_rules, vectorised, vectorised_eagerly
 from torchjac.evaluation.graphs import borders, captures, failing_op
 from torchjac.evaluation.surroundings import (
+    carry_tangents,
     compiling,
     inside_transform,
     is_out_of_memory,
@@ -210,7 +211,7 @@ def linearize(function: FlatFunction, primals: Sequence[Tensor], direction: Dire
     """Make the engine for ``direction`` that works here."""
     if direction == "forward":
         return Push(function, primals)
-    if compiling() or inside_transform():
+    if compiling() or inside_transform() or carry_tangents(primals):
         return Pullback(function, primals)
     return _record(function, primals)
 

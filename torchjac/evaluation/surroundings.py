@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = [
     "Draw",
+    "carry_tangents",
     "compiling",
     "exclusively",
     "has_values",
@@ -39,9 +41,18 @@ def inside_transform() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def carry_tangents(tensors: Sequence[Tensor]) -> bool:
+    """True for dual numbers of the caller's own forward mode, which plain autograd would lose."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
 def has_values(tensors: Sequence[Tensor]) -> bool:
     """True where tensors hold numbers that can be compared: no transform, no trace, no fake tensor."""
     if compiling() or inside_transform() or torch._C._len_torch_dispatch_stack():
+        return False
+    if carry_tangents(tensors):
         return False
     return not any(tensor.is_meta or hasattr(tensor, "fake_mode") for tensor in tensors)
 
