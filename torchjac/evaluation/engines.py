@@ -122,7 +122,11 @@ class Graph(Engine):
         that nothing is wanted at all.
         """
         ops = {self.values[leaf].grad_fn for leaf in reached}
-        siblings = [leaf for leaf, value in enumerate(self.values) if value.grad_fn in ops]
+        siblings = [
+            leaf
+            for leaf, value in enumerate(self.values)
+            if value.requires_grad and value.grad_fn in ops
+        ]
         return {
             leaf: seeds[leaf] if leaf in seeds else torch.zeros_like(self.values[leaf])
             for leaf in siblings
@@ -238,8 +242,11 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
             ]
             outside = [leaf for leaf, link in zip(leaves, linked, strict=True) if link]
         values, carried = function(leaves)
+    stop = _sequence_number()
     create_graph = connected or (differentiable and captures(values, leaves))
-    find = None if start is None else functools.partial(borders, values, leaves, outside, start)
+    find = None
+    if start is not None and stop is not None:
+        find = functools.partial(borders, values, leaves, outside, start, stop)
     # Nobody else holds this graph, so it is freed with the engine. Until then it stays whole, and a
     # chunk that runs out of memory can be tried again.
     return Graph(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchjac.evaluation.deferred import deferred
 from torchjac.evaluation.engines import Engine, Graph
-from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
+from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, IdentitySeeds
 
 __all__ = ["assemble", "run"]
@@ -93,6 +93,7 @@ def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor
     """The passes, chunk by chunk."""
     total, counts = seeds.total, seeds.layout.counts
     rows: list[list[_Rows]] = []
+    first_values: Sequence[Tensor] = ()
     evaluates = engine.direction == "forward" and total > 1 and not compiling()
     draw = Draw(engine.primals) if evaluates else None
     start = 0
@@ -117,6 +118,9 @@ def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor
             # One chunk, one leaf: the products are the block, and nothing has to be gathered.
             likes = _other_side(engine)
             return [[_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]]
+        if draw is not None and start:
+            _refuse_other_values(engine.values, first_values)
+        first_values = engine.values if draw is not None else ()
         # A forward engine knows its outputs only now.
         rows = rows or _empty_rows(engine, seeds)
         for leaf, _, at, length in seeds.layout.sections(start, stop):
@@ -126,6 +130,19 @@ def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor
         if draw is not None and start < total:
             draw.again()
     return [[gathered.whole() for gathered in row] for row in rows or _empty_rows(engine, seeds)]
+
+
+def _refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Refuse to mix chunks of a function that draws from a generator which cannot be set back."""
+    if not has_values(values):
+        return
+    for value, known in zip(values, first, strict=True):
+        a, b = value.detach().double(), known.detach().double()
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True):
+            raise RuntimeError(
+                "func gave other values when it was evaluated again, so that the chunks of forward mode "
+                "do not belong together (a random generator of its own, or another thread that draws)"
+            )
 
 
 def _other_side(engine: Engine) -> Sequence[Tensor]:

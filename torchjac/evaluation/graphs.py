@@ -44,7 +44,11 @@ def _leaves(values: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def borders(
-    values: Sequence[Tensor], primals: Sequence[Tensor], outside: Sequence[Tensor], start: int
+    values: Sequence[Tensor],
+    primals: Sequence[Tensor],
+    outside: Sequence[Tensor],
+    start: int,
+    stop: int,
 ) -> list[Tensor] | None:
     """The tensors where a function's graph ends: ``outside``, and the parameters it captured.
 
@@ -53,6 +57,7 @@ def borders(
         primals: the inputs; the walk stops there.
         outside: those of the inputs that the caller can differentiate by.
         start: the sequence number that the first node of the function got.
+        stop: the one that the next node after it would have got.
 
     Returns:
         The tensors, or None where they cannot be told: the function captured a tensor in the middle of
@@ -69,7 +74,7 @@ def borders(
         if hasattr(node, "variable"):
             found[id(node.variable)] = node.variable
             continue
-        if node._sequence_nr() < start:
+        if not start <= node._sequence_nr() < stop:
             return None
         for parent, _ in node.next_functions:
             if parent is not None and parent not in seen:

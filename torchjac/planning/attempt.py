@@ -18,9 +18,9 @@ __all__ = ["attempt", "read_off", "to_check"]
 
 def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     """Compute the answer in one particular way, or raise what PyTorch raises."""
-    if way.direction == "forward" and not any(primal.numel() for primal in problem.primals):
+    if not any(primal.numel() for primal in problem.primals):
         # Without inputs there is no forward pass that could tell what the outputs are.
-        way = way._replace(direction="reverse")
+        way = Way("reverse", way.vectorised, way.inner and "reverse")
     function = problem.differentiated(way)
     with exclusively(way.direction == "forward"):
         engine = problem.recorded or linearize(function, problem.primals, way.direction)
@@ -40,7 +40,7 @@ def read_off(
     values, carried = engine.values, engine.carried
     if isinstance(function, Jacobian):
         values, carried = carried[: function.num_values], carried[function.num_values :]
-    return Answer(way, seeds.total, leaves, values, carried, graph)
+    return Answer(way, seeds.total, leaves, values, carried, problem.outcome(), graph)
 
 
 def to_check(problem: Problem, way: Way, record: Record) -> bool:

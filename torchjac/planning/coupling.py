@@ -23,8 +23,8 @@ def refuse_coupling(name: str, graph: Graph) -> None:
     zero: 2·log2(B) plain backward passes separate all B·(B - 1) pairs (a group test; Dorfman 1943).
     """
     samples = len(graph.primals[0])
-    numbers = torch.arange(samples)
-    generator = torch.Generator().manual_seed(samples)
+    numbers = torch.arange(samples, device="cpu")
+    generator = torch.Generator("cpu").manual_seed(samples)
     for bit in range(max(samples - 1, 0).bit_length()):
         half = (numbers >> bit) & 1 == 1
         for chosen in (half, ~half):
@@ -40,7 +40,7 @@ def refuse_coupling(name: str, graph: Graph) -> None:
 
 def _on(chosen: Tensor, value: Tensor, generator: torch.Generator) -> Tensor:
     """A random cotangent that is zero outside the chosen samples."""
-    noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+    noise = torch.randn(value.shape, generator=generator, dtype=torch.float32, device="cpu")
     mask = chosen.reshape(-1, *[1] * (value.dim() - 1))
     return (noise * mask).to(dtype=value.dtype, device=value.device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -30,6 +30,8 @@ class Problem:
     """The same function without vmap around it, for when PyTorch cannot batch it."""
     recorded: Graph | None = None
     """The graph, where there is one already; the function is then never evaluated."""
+    outcome: Callable[[], Any] = lambda: None
+    """What belongs to the latest evaluation beside its tensors."""
     order: int = 1
     batched: bool = False
     """Whether dim 0 of every primal and output counts independent samples."""
@@ -70,6 +72,8 @@ class Answer:
     values: Sequence[Tensor]
     """The differentiable outputs of the function itself."""
     carried: Sequence[Tensor]
+    outcome: Any
+    """What belongs to the evaluation that the answer was read from beside its tensors."""
     graph: Graph | None
     """The graph that the answer was read from, where plain autograd recorded one."""
 

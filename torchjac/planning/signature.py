@@ -77,7 +77,7 @@ def _describe(subject: Any, seen: set[int]) -> Any:
         # Training mode changes what runs: batch norm couples the samples, dropout draws.
         return (_Identity(subject), *[module.training for module in subject.modules()])
     if isinstance(subject, types.MethodType):
-        return (subject.__func__.__code__, _describe(subject.__self__, seen))
+        return (_describe(subject.__func__, seen), _describe(subject.__self__, seen))
     if isinstance(subject, types.BuiltinMethodType):
         # Made anew at every access, so its identity says nothing; that of what it belongs to does.
         return (subject.__qualname__, _describe(subject.__self__, seen))
@@ -98,16 +98,17 @@ def _can_run(part: Any) -> bool:
 
 
 def _describe_object(subject: Any, seen: set[int]) -> Any:
+    """Describe a callable by its identity, anything else by its type, and both by what they hold."""
     kind = type(subject)
-    if kind.__module__.partition(".")[0] == "numpy":
-        return kind
+    seen.add(id(subject))
+    held = [part for part in getattr(subject, "__dict__", {}).values() if _can_run(part)]
+    parts = [_describe(part, seen) for part in held[:_LONG]]
+    if not callable(subject):
+        return (kind, *parts)
     try:
-        identity = _Identity(subject)
+        return (_Identity(subject), *parts)
     except TypeError:  # no weak references to it: a built-in, or a class with slots
         return (kind, getattr(subject, "__qualname__", None))
-    seen.add(id(subject))
-    held = getattr(subject, "__dict__", {}).values()
-    return (identity, *[_describe(x, seen) for x in held if isinstance(x, torch.nn.Module)])
 
 
 def _reached(function: types.FunctionType, seen: set[int]) -> list[Any]:

@@ -24,6 +24,9 @@ from torchjac.planning.ways import Way
 
 __all__ = ["solve"]
 
+# What PyTorch refuses with. Any other type, a subclass included, is the function's own.
+_REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
+
 
 def solve(problem: Problem) -> Answer:
     """Compute what ``problem`` asks for."""
@@ -90,7 +93,7 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
     except (
         Exception
     ) as error:  # whatever PyTorch, or a rule of the user's, raises under a transform
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or type(error) not in _REFUSALS:
             raise
         _blame(problem)
         return _fall_back(problem, record, draw, Refusals(problem.name, way, error))

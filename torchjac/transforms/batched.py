@@ -109,6 +109,7 @@ def batched_jac(
                 slower=batch.one_by_one if isinstance(batch, _SampleCall) else None,
                 primals=batch.primals,
                 signature=batch.signature,
+                outcome=lambda: batch.outcome,
                 batched=True,
                 promised=not per_sample,
                 mode=options.mode,
@@ -116,7 +117,7 @@ def batched_jac(
                 check=options.check,
             )
         )
-        tree = batch.outcome.jacobian([batch.input_trees(row) for row in answer.leaves])
+        tree = answer.outcome.jacobian([batch.input_trees(row) for row in answer.leaves])
         return batch.packed(tree, answer)
 
     return jacobians
@@ -149,11 +150,15 @@ class _BatchCall(Call):
                 f"{sorted(self._sizes) if self._sizes else 'no batched argument'}."
             )
         (self.batch_size,) = self._sizes
+        self._check_batch()
         self._primal_dims = self._dims_of_primals()
         self.primals = [
             self._with_batch_first(primal, dim)
             for primal, dim in zip(self.primals, self._primal_dims, strict=True)
         ]
+
+    def _check_batch(self) -> None:
+        """Refuse a batch that the function cannot be evaluated for."""
 
     def _spread(self, in_dims: Any) -> list[int | None]:
         """The batch dimension of every leaf of the arguments, None where it has none."""
@@ -231,6 +236,13 @@ class _SampleCall(_BatchCall):
         return (
             primal.expand(self.batch_size, *primal.shape) if dim is None else primal.movedim(dim, 0)
         )
+
+    def _check_batch(self) -> None:
+        if self.batch_size == 0:
+            raise ArgumentError(
+                "batched_jac(per_sample=True): the batch is empty, and without a sample there is no "
+                "telling what func returns. Use per_sample=False, or skip empty batches."
+            )
 
     def one_by_one(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The same function of the batch without vmap, for what cannot be vmapped."""

@@ -231,9 +231,9 @@ class Call:
         values, carried = answer.handed_out()
         parts = [result]
         if self.options.return_value:
-            parts.insert(0, self.outcome.value(values, carried))
+            parts.insert(0, answer.outcome.value(values, carried))
         if self.options.has_aux:
-            parts.append(self.outcome.aux_value(carried))
+            parts.append(answer.outcome.aux_value(carried))
         return tuple(parts)
 
 

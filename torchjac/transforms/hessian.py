@@ -75,6 +75,7 @@ def hessian(
                 function=call,
                 primals=call.primals,
                 signature=call.signature,
+                outcome=lambda: call.outcome,
                 order=2,
                 mode=options.mode,
                 chunk_size=options.chunk_size,
@@ -85,6 +86,6 @@ def hessian(
         n = len(call.primals)
         rows = [call.input_trees(row) for row in answer.leaves]
         outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
-        return call.packed(call.outcome.jacobian(outputs), answer)
+        return call.packed(answer.outcome.jacobian(outputs), answer)
 
     return second_derivative

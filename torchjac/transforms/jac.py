@@ -95,12 +95,13 @@ def jac(
                 function=call,
                 primals=call.primals,
                 signature=call.signature,
+                outcome=lambda: call.outcome,
                 mode=options.mode,
                 chunk_size=options.chunk_size,
                 check=options.check,
             )
         )
-        tree = call.outcome.jacobian([call.input_trees(row) for row in answer.leaves])
+        tree = answer.outcome.jacobian([call.input_trees(row) for row in answer.leaves])
         return call.packed(tree, answer)
 
     return jacobian
