@@ -317,3 +317,29 @@ def test_a_log_that_grows_with_every_call_is_no_other_function():
     before = len(calls)
     torchjac.jac(func)(torch.ones(2))
     assert len(calls) == before + 1
+
+
+def test_a_module_in_a_container_of_an_object_is_reached():
+    class Trainer:
+        def __init__(self):
+            self.nets = {"g": torch.nn.BatchNorm1d(3).eval()}
+
+    trainer = Trainer()
+
+    def func(x):
+        return trainer.nets["g"](x)
+
+    before = of_function(func)
+    trainer.nets["g"].train()
+    assert of_function(func) != before
+    assert before[1]
+
+
+def test_a_new_object_without_functions_is_no_new_signature():
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    assert of_arguments((torch.ones(2), Point(1.0)), {}) == of_arguments(
+        (torch.ones(2), Point(2.0)), {}
+    )

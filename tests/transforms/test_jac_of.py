@@ -94,3 +94,10 @@ def test_bad_input_is_refused() -> None:
         torchjac.jac_of(x**2, ())
     with pytest.raises(ArgumentError, match="dim 0 of every output and input must be the batch"):
         torchjac.jac_of((x**2).sum(), x, batched=True)
+
+
+def test_an_output_that_is_an_input_beside_a_constant() -> None:
+    x = leaf(3)
+    first, second = torchjac.jac_of([x, torch.ones(3)], x, chunk_size=1)
+    torch.testing.assert_close(first, torch.eye(3).double())
+    assert second.abs().sum() == 0

@@ -59,3 +59,16 @@ def test_batched_jac_follows_the_randomness_option() -> None:
     assert (same == same[0]).all()
     different = torchjac.batched_jac(noisy, randomness="different")(x)
     assert not (different == different[0]).all()
+
+
+def test_a_generator_that_cannot_be_set_back_mixes_no_chunks() -> None:
+    generator = torch.Generator()
+
+    def func(x: Tensor) -> Tensor:
+        return x.sum() * torch.rand(5, generator=generator, dtype=torch.float64)
+
+    with pytest.raises(torchjac.errors.UnsupportedError, match="other values"):
+        torchjac.jac(func, mode="forward", chunk_size=1)(torch.ones(3).double())
+    with pytest.warns(torchjac.errors.TorchjacFallbackWarning, match="other values"):
+        got = torchjac.jac(func, chunk_size=1)(torch.ones(1, 2).double())
+    assert (got == got[:, :1, :1]).all()

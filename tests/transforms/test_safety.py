@@ -123,3 +123,19 @@ def test_inference_tensors_outside_inference_mode(mode: str) -> None:
         x, y = torch.ones(3), torch.full((3,), 2.0)
     got = torchjac.jac(lambda x, y: x**2 * y, mode=mode)(x, y)
     torch.testing.assert_close(got, 4 * torch.eye(3))
+
+
+def test_an_exception_that_comes_only_once_comes_out() -> None:
+    calls = 0
+
+    def func(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise CustomError("once")
+        return x.sin()
+
+    while calls < 3:
+        torchjac.jac(func)(torch.ones(3))
+    with pytest.raises(CustomError):
+        torchjac.jac(func)(torch.ones(3))

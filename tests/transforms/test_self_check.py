@@ -216,3 +216,57 @@ def test_hessian_that_only_one_outer_mode_gets_right() -> None:
         got = torchjac.hessian(lambda x: (base**x).sum())(x)
     second = torch.tensor([0.0, 2**0.5 * math.log(2) ** 2], dtype=torch.float64)
     torch.testing.assert_close(got, torch.diag(second))
+
+
+class DetachedCube(torch.autograd.Function):
+    """x³ summed, with a backward that cannot be differentiated again and does not say so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x**3).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3 * ctx.saved_tensors[0].detach() ** 2
+
+
+def test_what_cancels_between_two_arguments_is_seen() -> None:
+    """Of f(x - y) the columns of x and y cancel in a product with equal vectors."""
+    x, y = torch.rand(3, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
+    with pytest.warns(DerivativeMismatchWarning, match="or a double backward is wrong"):
+        torchjac.hessian(lambda x, y: DetachedCube.apply(x - y), (0, 1))(x, y)
+
+
+def test_what_cancels_between_two_outputs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Square, "vmap_factor", 2.0)
+    with pytest.warns(DerivativeMismatchWarning):
+        got = torchjac.jac(lambda x: (Square.apply(x), -Square.apply(x)), mode="reverse")(X)
+    torch.testing.assert_close(got, (torch.diag(2 * X), torch.diag(-2 * X)))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6])
+def test_wrong_rules_are_seen_at_any_scale(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    monkeypatch.setattr(Square, "vmap_factor", 2.0)
+    with pytest.warns(DerivativeMismatchWarning):
+        got = torchjac.jac(lambda x: scale * Square.apply(x), mode="reverse")(X)
+    torch.testing.assert_close(got, scale * torch.diag(2 * X))
+
+
+def test_what_a_function_holds_back_is_no_business_of_other_modes() -> None:
+    def func(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            constant = x.exp()
+        return (x * x * constant).sum()
+
+    with pytest.warns(DerivativeMismatchWarning, match="on purpose"):
+        got = torchjac.hessian(func)(X)
+    torch.testing.assert_close(got, torch.diag(2 * X.exp()))
+
+
+def test_autocast() -> None:
+    module = torch.nn.Linear(3, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for mode in ("auto", "forward", "reverse"):
+            got = torchjac.jac(module, mode=mode)(torch.randn(3))
+            torch.testing.assert_close(got, module.weight, rtol=1e-2, atol=1e-2)

@@ -73,3 +73,13 @@ def test_value_keeps_no_graph_unless_the_input_has_one(mode: str) -> None:
     value, jacobian = torchjac.jac(torch.square, mode=mode, return_value=True)(x)
     (value.sum() + jacobian.sum()).backward()
     torch.testing.assert_close(x.grad, 2 * X + 2)
+
+
+def test_aux_is_of_the_point_and_not_of_a_check_beside_it() -> None:
+    def scalar(x: Tensor) -> tuple[Tensor, float]:
+        value = (x**3).sum()
+        return value, float(value.detach())
+
+    x = X.double()
+    for _ in range(2):
+        assert torchjac.hessian(scalar, has_aux=True)(x)[1] == 36
