@@ -140,12 +140,16 @@ def difference_probe(
     directions = _random(primals)
     width = max(torch.finfo(primal.dtype).eps for primal in primals) ** (1 / 3)
     step = width * max(1.0, *[_largest(primal) for primal in primals])
-    center = [_wide(value.detach()) for value in function([p.detach() for p in primals])[0]]
-    coarse, _, _ = _difference(function, primals, directions, 2 * step, center)
-    fine, rounded, doubts = _difference(function, primals, directions, step, center)
-    for row, twice, once, noise, doubt in zip(leaves, coarse, fine, rounded, doubts, strict=True):
+    values, carried = function([p.detach() for p in primals])
+    center = [_wide(value.detach()) for value in values]
+    # Terms as large as any value may have cancelled in any other.
+    size = max(_largest(value) for value in (*values, *carried) if value.is_floating_point())
+    coarse, _ = _difference(function, primals, directions, 2 * step, center)
+    fine, doubts = _difference(function, primals, directions, step, center)
+    for row, twice, once, doubt in zip(leaves, coarse, fine, doubts, strict=True):
+        noise = 32 * torch.finfo(row[0].dtype).eps * (size + _largest(once) * step) / step
         doubt = 4 * max(doubt, _largest(once - twice))
-        if doubt > max(0.5 * _largest(once), 4 * _largest(noise)):
+        if doubt > max(0.5 * _largest(once), 4 * noise):
             continue
         product = torch.zeros((), device=once.device)
         squares = torch.zeros((), device=once.device)
@@ -158,7 +162,7 @@ def difference_probe(
         if product.numel() == 0:
             continue
         expected = once.reshape(product.shape)
-        slack = doubt + noise.reshape(product.shape)
+        slack = doubt + noise
         nearest = expected + (product - expected).clamp(-slack, slack)
         # A product that is not finite where the difference is has nothing that excuses it.
         nearest = torch.where(product.isfinite(), nearest, expected)
@@ -178,19 +182,18 @@ def _difference(
     directions: Sequence[Tensor],
     step: float,
     center: Sequence[Tensor],
-) -> tuple[list[Tensor], list[Tensor], list[float]]:
-    """Central differences along one direction, their rounding, and their doubt.
+) -> tuple[list[Tensor], list[float]]:
+    """Central differences along one direction, and their doubt.
 
     The doubt is what the differences to either side disagree by at worst: one kink puts all entries
     in doubt, since it can cancel in some of them.
     """
     ahead, _ = function([p.detach() + step * v for p, v in zip(primals, directions, strict=True)])
     behind, _ = function([p.detach() - step * v for p, v in zip(primals, directions, strict=True)])
-    quotients, rounded, doubts = [], [], []
+    quotients, doubts = [], []
     for a, b, middle in zip(ahead, behind, center, strict=True):
         high, low = _wide(a.detach()), _wide(b.detach())
         quotients.append((high - low) / (2 * step))
-        rounded.append(16 * torch.finfo(a.dtype).eps * (high.abs() + low.abs()) / (2 * step))
         bend = high - 2 * middle + low
         doubts.append(_largest(bend) / step if bend.isfinite().all() else 0.0)
-    return quotients, rounded, doubts
+    return quotients, doubts
