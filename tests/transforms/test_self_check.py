@@ -270,3 +270,14 @@ def test_autocast() -> None:
         for mode in ("auto", "forward", "reverse"):
             got = torchjac.jac(module, mode=mode)(torch.randn(3))
             torch.testing.assert_close(got, module.weight, rtol=1e-2, atol=1e-2)
+
+
+def test_double_backward_of_logcumsumexp() -> None:
+    """Found by a random program: PyTorch loses a term where the cotangent is exactly zero."""
+    x = torch.zeros(2, dtype=torch.float64)
+    right = torchjac.hessian(lambda x: torch.stack([x[0], x.logsumexp(0)]).cos().sum())(x)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        got = torchjac.hessian(lambda x: x.logcumsumexp(0).cos().sum())(x)
+    warned = any(warning.category is DerivativeMismatchWarning for warning in said)
+    assert warned or torch.allclose(got, right)

@@ -95,7 +95,9 @@ _REDUCTIONS = (
     Op("softmax", "{0}.softmax({dim})", c.filled, c.dim, c.at_most(1)),
     Op("log_softmax", "{0}.log_softmax({dim})", c.filled, c.dim, c.log_sum),
     Op("cumsum", "{0}.cumsum({dim})", c.rank(1), c.dim, c.summed),
-    Op("logcumsumexp", "{0}.logcumsumexp({dim})", c.filled, c.dim, c.log_sum, trap=1 * _OLD),
+    Op(
+        "logcumsumexp", "{0}.logcumsumexp({dim})", c.filled, c.dim, c.log_sum, trap=1 if _OLD else 2
+    ),
     Op("trace", "{0}.trace()", c.square, bound=c.summed),
     Op("norm", "torch.linalg.vector_norm({0})", bound=c.summed, smooth=False),
     Op("norm_dim", "{0}.norm(dim={dim})", c.filled, c.dim, c.summed, smooth=False),
