@@ -120,7 +120,7 @@ def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor
             return [[_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]]
         if draw is not None and start:
             _refuse_other_values(engine.values, first_values)
-        first_values = engine.values if draw is not None else ()
+        first_values = first_values or (engine.values if draw is not None else ())
         # A forward engine knows its outputs only now.
         rows = rows or _empty_rows(engine, seeds)
         for leaf, _, at, length in seeds.layout.sections(start, stop):

@@ -11,10 +11,15 @@ from torch import Tensor
 __all__ = ["captures", "describe", "failing_op"]
 
 
-def _nodes(values: Iterable[Tensor]) -> Iterator[Any]:
-    """Every node that went into ``values``, once, in an order that the graph alone determines."""
-    stack = [value.grad_fn for value in values if value.grad_fn is not None]
-    seen = set(stack)
+def _nodes(values: Iterable[Tensor], stops: Iterable[Any] = ()) -> Iterator[Any]:
+    """Every node that went into ``values``, once, in an order that the graph alone determines.
+
+    The walk does not enter the nodes ``stops``.
+    """
+    seen = set(stops)
+    roots = dict.fromkeys(value.grad_fn for value in values if value.grad_fn is not None)
+    stack = [node for node in roots if node not in seen]
+    seen.update(stack)
     while stack:
         node = stack.pop()
         yield node
@@ -66,20 +71,11 @@ def borders(
     stops = {primal.grad_fn for primal in primals if primal.grad_fn is not None}
     own = {id(primal) for primal in primals}
     found: dict[int, Tensor] = {}
-    stack = [value.grad_fn for value in values if value.grad_fn is not None]
-    seen = set(stack) | stops
-    stack = [node for node in stack if node not in stops]
-    while stack:
-        node: Any = stack.pop()
+    for node in _nodes(values, stops):
         if hasattr(node, "variable"):
             found[id(node.variable)] = node.variable
-            continue
-        if not start <= node._sequence_nr() < stop:
+        elif not start <= node._sequence_nr() < stop:
             return None
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
     parameters = {key: leaf for key, leaf in found.items() if key not in own}
     if any(id(leaf) in parameters for leaf in _leaves(primals)):
         return None

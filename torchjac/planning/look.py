@@ -32,19 +32,20 @@ class _Largest(TorchDispatchMode):
 
 
 def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
-    """Evaluate a function once, plainly.
+    """Evaluate a function plainly, once unless it refuses to be watched.
 
     Returns:
         The elements of each of its outputs, and the bytes of the largest result of any of its ops.
 
     An exception that this raises is the function's own, for nothing is differentiated here.
     """
+    values = None
     with _Largest() as largest:  # type: ignore[no-untyped-call]
         try:
             values = evaluate_plainly(evaluate, primals)
         except Exception:  # noqa: BLE001 - a compiled function, say, that refuses to be watched
             largest.nbytes = 0
-    if not largest.nbytes:
+    if values is None:
         values = evaluate_plainly(evaluate, primals)
     return tuple(value.numel() for value in values), largest.nbytes
 

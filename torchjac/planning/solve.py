@@ -90,9 +90,8 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         return attempt(problem, way, record)
     except TorchjacError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever PyTorch, or a rule of the user's, raises under a transform
+    except Exception as error:
+        # Whatever PyTorch, or a rule of the user's, raises under a transform.
         if is_out_of_memory(error) or type(error) not in _REFUSALS:
             raise
         _blame(problem)
