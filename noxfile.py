@@ -109,16 +109,17 @@ def imports(session: nox.Session) -> None:
 def quickstart(session: nox.Session) -> None:
     """Print the Jacobian of a robot arm, checked and timed."""
     session.install(*TORCH[DEFAULT_TORCH])
-    session.install("--editable", ".", "numpy")  # PyTorch warns at import where NumPy is missing
+    session.install("--editable", ".")
     session.run("python", "examples/quickstart.py")
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Time every workload against its peers, side by side; then measure peak memory."""
+    """Time every workload against its peers, dense and sparse; then measure peak memory."""
     session.install(*TORCH[DEFAULT_TORCH])
     session.install("--editable", ".", *needs("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
+    session.run("python", "-m", "benchmarks.sparse", *session.posargs)
     session.run("python", "-m", "benchmarks.memory")
 
 

@@ -1,12 +1,27 @@
 """Exact Jacobians and Hessians of PyTorch functions: right, and as fast as the best hand-made way."""
 
 from torchjac import errors
+from torchjac.structure.coloring import Coloring, color
+from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
 from torchjac.transforms.hessian import hessian
 from torchjac.transforms.jac import jac
 from torchjac.transforms.jac_of import jac_of
+from torchjac.transforms.sparsity import hessian_sparsity, jac_sparsity
 
-__all__ = ["batched_jac", "errors", "hessian", "jac", "jac_of", "testing"]
+__all__ = [
+    "Coloring",
+    "SparsityPattern",
+    "batched_jac",
+    "color",
+    "errors",
+    "hessian",
+    "hessian_sparsity",
+    "jac",
+    "jac_of",
+    "jac_sparsity",
+    "testing",
+]
 
 
 def __getattr__(name: str) -> object:

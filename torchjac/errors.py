@@ -13,6 +13,9 @@ __all__ = [
     "OptionError",
     "OptionTypeError",
     "OutputTypeError",
+    "PatternError",
+    "SparsityMismatchError",
+    "StructureError",
     "TorchjacError",
     "TorchjacFallbackWarning",
     "UnsupportedError",
@@ -47,8 +50,20 @@ class UnsupportedError(TorchjacError, NotImplementedError):
     """PyTorch refuses to differentiate the function in every way that the options allow."""
 
 
+class StructureError(TorchjacError, ValueError):
+    """The structure of a Jacobian cannot be detected, or there is none worth detecting."""
+
+
 class BatchCouplingError(TorchjacError, ValueError):
     """Samples that were promised to be independent influence each other."""
+
+
+class PatternError(TorchjacError, ValueError):
+    """A sparsity pattern is malformed, or does not fit what it is given for."""
+
+
+class SparsityMismatchError(TorchjacError, ValueError):
+    """A sparsity pattern that was given lacks entries which the derivative has."""
 
 
 class DerivativeMismatchWarning(UserWarning):

@@ -118,3 +118,24 @@ def test_the_level_of_forward_mode_is_told():
     assert torch.autograd.forward_ad._current_level == -1
     with torch.autograd.forward_ad.dual_level():
         assert torch.autograd.forward_ad._current_level == 0
+
+
+# torchjac/evaluation/surroundings.py: without_transforms
+
+
+def test_the_layers_of_transforms_can_be_taken_off_and_put_back():
+    functorch, seen = torch._C._functorch, []
+
+    def func(x):
+        layers = []
+        while functorch.peek_interpreter_stack() is not None:
+            layers.append(functorch.pop_dynamic_layer_stack())
+        seen.append((len(layers), torch.ones(2).numpy().tolist()))
+        while layers:
+            functorch.push_dynamic_layer_stack(layers.pop())
+        return (x * torch.ones(())).sin()
+
+    x = torch.ones(3)
+    got = torch.func.vmap(torch.func.grad(func))(x)
+    torch.testing.assert_close(got, x.cos())
+    assert seen == [(2, [1.0, 1.0])]

@@ -26,11 +26,16 @@ def python(code):
 
 def test_the_public_names():
     assert sorted(torchjac.__all__) == [
+        "Coloring",
+        "SparsityPattern",
         "batched_jac",
+        "color",
         "errors",
         "hessian",
+        "hessian_sparsity",
         "jac",
         "jac_of",
+        "jac_sparsity",
         "testing",
     ]
 

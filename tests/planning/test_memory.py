@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import torchjac
+from torchjac.foundations.store import Store
 from torchjac.planning import memory
 from torchjac.planning.memory import Record, forget_everything, recall, remember
 from torchjac.planning.signature import of_function
@@ -26,21 +27,21 @@ def test_what_was_remembered_is_recalled_until_everything_is_forgotten():
 
 
 def test_the_oldest_is_forgotten_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(memory, "_MOST", 3)
+    monkeypatch.setattr(memory, "_records", Store(3, 0))
     for key in range(5):
         remember(key, RECORD)
     assert [recall(key) for key in range(5)] == [None, None, RECORD, RECORD, RECORD]
 
 
 def test_signatures_of_what_is_gone_are_forgotten_like_any_other(monkeypatch):
-    monkeypatch.setattr(memory, "_MOST", 3)
+    monkeypatch.setattr(memory, "_records", Store(3, 0))
     for _ in range(10):
         remember(of_function(torch.nn.Linear(2, 2)), RECORD)
     assert len(memory._records) == 3
 
 
 def test_threads_may_remember_at_once(monkeypatch):
-    monkeypatch.setattr(memory, "_MOST", 8)
+    monkeypatch.setattr(memory, "_records", Store(8, 0))
     errors = []
 
     def work(first):

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.foundations.seeds import IdentitySeeds
+from torchjac.foundations.seeds import Seeds
 
 __all__ = ["Pass", "deferred"]
 
@@ -33,7 +33,7 @@ Pass: TypeAlias = "Callable[[int, int], Sequence[Tensor | None]]"
 
 
 def deferred(
-    blocks: Blocks, beyond: Sequence[Tensor], seeds: IdentitySeeds, size: int, one_pass: Pass
+    blocks: Blocks, beyond: Sequence[Tensor], seeds: Seeds, size: int, one_pass: Pass
 ) -> Blocks:
     """Make ``blocks``, computed without a graph, differentiable by the tensors ``beyond``."""
     width = len(blocks[0])
@@ -44,7 +44,7 @@ def deferred(
         products = one_pass(start, stop)
         return [
             (product[at : at + length], cotangent[first : first + length])
-            for leaf, first, at, length in seeds.layout.sections(start, stop)
+            for leaf, first, at, length in seeds.sections(start, stop)
             for product, cotangent in zip(
                 products, cotangents[leaf * width : (leaf + 1) * width], strict=True
             )

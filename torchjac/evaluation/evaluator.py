@@ -17,7 +17,7 @@ from torch import Tensor
 from torchjac.evaluation.deferred import deferred
 from torchjac.evaluation.engines import Engine, Graph
 from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
-from torchjac.foundations.seeds import Chunk, IdentitySeeds
+from torchjac.foundations.seeds import Chunk, Seeds
 
 __all__ = ["assemble", "run"]
 
@@ -62,7 +62,7 @@ class _Rows:
         return self._pieces[0] if len(self._pieces) == 1 else torch.cat(self._pieces)
 
 
-def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[list[Tensor]]:
+def run(engine: Engine, seeds: Seeds, chunk_size: int | None) -> list[list[Tensor]]:
     """Multiply all ``seeds`` and return ``blocks[seed leaf][product leaf]``.
 
     Args:
@@ -89,9 +89,9 @@ def run(engine: Engine, seeds: IdentitySeeds, chunk_size: int | None) -> list[li
     return deferred(blocks, beyond, seeds, size, one_pass)
 
 
-def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor]]:
+def _gather(engine: Engine, seeds: Seeds, size: int) -> list[list[Tensor]]:
     """The passes, chunk by chunk."""
-    total, counts = seeds.total, seeds.layout.counts
+    total, counts = seeds.total, seeds.counts
     rows: list[list[_Rows]] = []
     first_values: Sequence[Tensor] = ()
     evaluates = engine.direction == "forward" and total > 1 and not compiling()
@@ -123,7 +123,7 @@ def _gather(engine: Engine, seeds: IdentitySeeds, size: int) -> list[list[Tensor
         first_values = first_values or (engine.values if draw is not None else ())
         # A forward engine knows its outputs only now.
         rows = rows or _empty_rows(engine, seeds)
-        for leaf, _, at, length in seeds.layout.sections(start, stop):
+        for leaf, _, at, length in seeds.sections(start, stop):
             for gathered, product in zip(rows[leaf], products, strict=True):
                 gathered.add(None if product is None else product[at : at + length], length)
         start = stop
@@ -149,9 +149,9 @@ def _other_side(engine: Engine) -> Sequence[Tensor]:
     return engine.primals if engine.direction == "reverse" else engine.values
 
 
-def _empty_rows(engine: Engine, seeds: IdentitySeeds) -> list[list[_Rows]]:
+def _empty_rows(engine: Engine, seeds: Seeds) -> list[list[_Rows]]:
     likes, writable = _other_side(engine), not engine.keeps_graph
-    return [[_Rows(count, like, writable) for like in likes] for count in seeds.layout.counts]
+    return [[_Rows(count, like, writable) for like in likes] for count in seeds.counts]
 
 
 def _or_zeros(rows: Tensor | None, like: Tensor, length: int) -> Tensor:

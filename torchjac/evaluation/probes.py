@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction, Graph
+from torchjac.structure.blocks import SparseBlock
 
 __all__ = ["adjoint_probe", "agree", "difference_probe", "rounding", "tolerance"]
 
@@ -29,7 +30,7 @@ _TOLERANCES = {
 # A difference has two thirds of the digits at best; what it is known to lack is allowed for apart.
 _DIFFERENCE_TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-2}
 
-Leaves = Sequence[Sequence[Tensor]]
+Leaves = Sequence[Sequence["Tensor | SparseBlock"]]
 
 
 def tolerance(tensors: Sequence[Tensor]) -> float:
@@ -66,48 +67,87 @@ def _matrix(leaf: Tensor, output: Tensor, primal: Tensor, batched: bool) -> Tens
     return _wide(leaf.detach()).reshape(shape)
 
 
-def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> bool:
-    """Whether uᵀ·J agrees with one plain backward pass over ``graph``, entry by entry.
+def _pulled(
+    leaf: Tensor | SparseBlock, cotangent: Tensor, output: Tensor, primal: Tensor, batched: bool
+) -> tuple[Tensor, Tensor]:
+    """uᵀ·J of one leaf, and the squared norms of its columns, both ``(B, 1, n)``."""
+    if isinstance(leaf, SparseBlock):
+        wide = leaf._replace(values=_wide(leaf.values.detach()))
+        product = wide.transposed_times(_wide(cotangent).to(wide.values.dtype).reshape(-1))
+        squares = wide._replace(values=wide.values.square())
+        return product[None, None], squares.transposed_times(product.new_ones(output.numel()))[
+            None, None
+        ]
+    matrix = _matrix(leaf, output, primal, batched)
+    u = _wide(cotangent).to(matrix.dtype).reshape(len(matrix), 1, matrix.shape[1])
+    # (B, 1, m) @ (B, m, n) -> (B, 1, n)
+    return u @ matrix, matrix.square().sum(1, keepdim=True)
+
+
+def _pushed(
+    leaf: Tensor | SparseBlock, direction: Tensor, output: Tensor, primal: Tensor, batched: bool
+) -> tuple[Tensor, Tensor]:
+    """J·v of one leaf, and the squared norms of its rows, both ``(B, m, 1)``."""
+    if isinstance(leaf, SparseBlock):
+        wide = leaf._replace(values=_wide(leaf.values.detach()))
+        product = wide.times(_wide(direction).to(wide.values.dtype).reshape(-1))
+        squares = wide._replace(values=wide.values.square())
+        return (
+            product[None, :, None],
+            squares.times(product.new_ones(primal.numel()))[None, :, None],
+        )
+    matrix = _matrix(leaf, output, primal, batched)
+    v = _wide(direction).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
+    # (B, m, n) @ (B, n, 1) -> (B, m, 1)
+    return matrix @ v, matrix.square().sum(2, keepdim=True)
+
+
+def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor] | None:
+    """Compare uᵀ·J with one plain backward pass over ``graph``, entry by entry.
 
     Args:
         graph: the function recorded by plain autograd; it is kept for further passes.
         leaves: the Jacobian, ``leaves[output][input]``.
         batched: whether its leaves are ``(B, *out, *in)``.
+
+    Returns:
+        None if they agree; otherwise for every input the elements, flat, that they disagree at.
     """
     outputs = [value.detach() for value in graph.values]
     cotangents = _random(outputs)
     trusted = graph.multiply(dict(enumerate(cotangents)), last=False)
+    found = []
     for i, (primal, pulled) in enumerate(zip(graph.primals, trusted, strict=True)):
         got = torch.zeros((), device=primal.device)
         squares = torch.zeros((), device=primal.device)
         for row, output, cotangent in zip(leaves, outputs, cotangents, strict=True):
-            matrix = _matrix(row[i], output, primal, batched)
-            # (B, 1, m) @ (B, m, n) -> (B, 1, n)
-            got = (
-                got
-                + _wide(cotangent).to(matrix.dtype).reshape(len(matrix), 1, matrix.shape[1])
-                @ matrix
-            )
-            squares = squares + matrix.square().sum(1, keepdim=True)
-        if got.numel() == 0:
-            continue
+            product, more = _pulled(row[i], cotangent, output, primal, batched)
+            got, squares = got + product, squares + more
         expected = _wide(torch.zeros_like(primal) if pulled is None else pulled).detach()
         rtol = tolerance([primal, *outputs])
         atol = rounding([*outputs, *[c for c in graph.carried if c.is_floating_point()]])
-        if not agree(got, expected.reshape(got.shape), squares, rtol, atol):
-            return False
-    return True
+        wrong = torch.zeros((), dtype=torch.bool)
+        if got.numel():
+            wrong = disagreement(got, expected.reshape(got.shape), squares, rtol, atol)
+        found.append(wrong.reshape(-1).nonzero().reshape(-1))
+    return found if any(len(at) for at in found) else None
 
 
-def agree(got: Tensor, expected: Tensor, squares: Tensor, rtol: float, atol: float) -> bool:
-    """Whether two vectors agree, each entry held against the size of its column of the Jacobian.
+def disagreement(
+    got: Tensor, expected: Tensor, squares: Tensor, rtol: float, atol: float
+) -> Tensor:
+    """Where two vectors disagree, each entry held against the size of its column of the Jacobian.
 
     Where the trusted value is not finite there is nothing to compare with.
     """
     comparable = expected.isfinite()
     scale = squares.sqrt() + squares[squares.isfinite()].mean().sqrt()
-    wrong = comparable & ~((got - expected).abs() <= rtol * scale + atol)
-    return not bool(wrong.any())
+    return comparable & ~((got - expected).abs() <= rtol * scale + atol)
+
+
+def agree(got: Tensor, expected: Tensor, squares: Tensor, rtol: float, atol: float) -> bool:
+    """Whether two vectors agree; see `disagreement`."""
+    return not bool(disagreement(got, expected, squares, rtol, atol).any())
 
 
 def rounding(outputs: Sequence[Tensor]) -> float:
@@ -147,18 +187,16 @@ def difference_probe(
     coarse, _ = _difference(function, primals, directions, 2 * step, center)
     fine, doubts = _difference(function, primals, directions, step, center)
     for row, twice, once, doubt in zip(leaves, coarse, fine, doubts, strict=True):
-        noise = 32 * torch.finfo(row[0].dtype).eps * (size + _largest(once) * step) / step
+        dtypes = [_dtype(leaf) for leaf in row]
+        noise = 32 * torch.finfo(dtypes[0]).eps * (size + _largest(once) * step) / step
         doubt = 4 * max(doubt, _largest(once - twice))
         if doubt > max(0.5 * _largest(once), 4 * noise):
             continue
         product = torch.zeros((), device=once.device)
         squares = torch.zeros((), device=once.device)
         for leaf, primal, direction in zip(row, primals, directions, strict=True):
-            matrix = _matrix(leaf, once, primal, batched)
-            # (B, m, n) @ (B, n, 1) -> (B, m, 1)
-            column = _wide(direction).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
-            product = product + matrix @ column
-            squares = squares + matrix.square().sum(2, keepdim=True)
+            pushed, more = _pushed(leaf, direction, once, primal, batched)
+            product, squares = product + pushed, squares + more
         if product.numel() == 0:
             continue
         expected = once.reshape(product.shape)
@@ -166,10 +204,14 @@ def difference_probe(
         nearest = expected + (product - expected).clamp(-slack, slack)
         # A product that is not finite where the difference is has nothing that excuses it.
         nearest = torch.where(product.isfinite(), nearest, expected)
-        rtol = _DIFFERENCE_TOLERANCES.get(min((leaf.dtype for leaf in row), key=_digits), 1e-1)
+        rtol = _DIFFERENCE_TOLERANCES.get(min(dtypes, key=_digits), 1e-1)
         if not agree(product, nearest, squares, rtol, rounding([once])):
             return False
     return True
+
+
+def _dtype(leaf: Tensor | SparseBlock) -> torch.dtype:
+    return leaf.values.dtype if isinstance(leaf, SparseBlock) else leaf.dtype
 
 
 def _digits(dtype: torch.dtype) -> float:

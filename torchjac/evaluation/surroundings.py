@@ -22,6 +22,7 @@ __all__ = [
     "has_values",
     "inside_transform",
     "is_out_of_memory",
+    "without_transforms",
 ]
 
 _functorch = torch._C._functorch
@@ -39,6 +40,19 @@ compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_co
 def inside_transform() -> bool:
     """True within vmap, grad, jvp, ...: a plain autograd graph cannot be recorded there."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+@contextlib.contextmanager
+def without_transforms() -> Iterator[None]:
+    """Step out of vmap, grad, jvp, ... within the block, for what concerns shapes and indices alone."""
+    layers = []
+    try:
+        while inside_transform():
+            layers.append(_functorch.pop_dynamic_layer_stack())
+        yield
+    finally:
+        while layers:
+            _functorch.push_dynamic_layer_stack(layers.pop())
 
 
 def carry_tangents(tensors: Sequence[Tensor]) -> bool:

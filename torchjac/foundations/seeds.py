@@ -7,14 +7,16 @@ seeds and nothing of Jacobians.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from torchjac.foundations.layout import Layout
+from torchjac.foundations.layout import Layout, Section
 
-__all__ = ["Chunk", "IdentitySeeds"]
+__all__ = ["Chunk", "ColorSeeds", "IdentitySeeds", "Seeds"]
 
 Chunk: TypeAlias = "dict[int, Tensor]"
 
@@ -23,17 +25,28 @@ Chunk: TypeAlias = "dict[int, Tensor]"
 _FEW = 4096
 
 
-class IdentitySeeds:
-    """One seed per row (or column): the identity matrix of the flat space, never held whole.
+class Seeds(ABC):
+    """A matrix of seeds over the leaves of a layout, one seed per row, never held whole if it is large.
 
-    With a batched layout there is one seed per row of a *block*: the seed is repeated over the
-    samples, and because the samples do not influence each other one pass gives that row for all.
+    With a batched layout every seed is repeated over the samples: because they do not influence each
+    other, one pass multiplies the blocks of all of them.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.total = layout.total
-        self._units: dict[int, Tensor] | None = None
+    layout: Layout
+    total: int
+    """How many seeds there are."""
+    counts: list[int]
+    """The seeds fall into groups, of which each has its own block of products."""
+
+    _units: dict[int, Tensor] | None = None
+
+    @abstractmethod
+    def sections(self, start: int, stop: int) -> Iterator[Section]:
+        """Cut the seeds ``start`` to ``stop - 1`` at the borders of the groups."""
+
+    @abstractmethod
+    def _make(self, start: int, stop: int) -> dict[int, Tensor]:
+        """The seeds ``start`` to ``stop - 1`` as matrices ``(k, count)``, leaf by leaf."""
 
     def keep_if_small(self) -> None:
         """Make all seeds now and keep them, where they are few enough to lie around."""
@@ -51,6 +64,26 @@ class IdentitySeeds:
             leaf: self._shaped(unit, self.layout.kinds[leaf][0]) for leaf, unit in units.items()
         }
 
+    def _shaped(self, unit: Tensor, shape: torch.Size) -> Tensor:
+        # (k, count) -> (k, *shape), or (k, count) -> (k, 1, *rest) -> (k, B, *rest), a view.
+        if not self.layout.batched:
+            return unit.reshape(len(unit), *shape) if len(shape) != 1 else unit
+        return unit.reshape(len(unit), 1, *shape[1:]).expand(-1, *shape)
+
+
+class IdentitySeeds(Seeds):
+    """One seed per row (or column) of the Jacobian: the identity matrix of the flat space.
+
+    A group of seeds belongs to each leaf, and a seed touches that leaf alone.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.total, self.counts = layout.total, layout.counts
+
+    def sections(self, start: int, stop: int) -> Iterator[Section]:
+        return self.layout.sections(start, stop)
+
     def _make(self, start: int, stop: int) -> dict[int, Tensor]:
         layout, units = self.layout, {}
         for leaf, first, row, length in layout.sections(start, stop):
@@ -63,8 +96,44 @@ class IdentitySeeds:
             units[leaf] = unit
         return units
 
-    def _shaped(self, unit: Tensor, shape: torch.Size) -> Tensor:
-        # (k, count) -> (k, *shape), or (k, count) -> (k, 1, *rest) -> (k, B, *rest), a view.
-        if not self.layout.batched:
-            return unit.reshape(-1, *shape) if len(shape) != 1 else unit
-        return unit.reshape(-1, 1, *shape[1:]).expand(-1, *shape)
+
+class ColorSeeds(Seeds):
+    """One seed per colour: the sum of the unit vectors of the positions that have it.
+
+    A seed touches every leaf, and all seeds are one group.
+    """
+
+    def __init__(self, layout: Layout, colors: Tensor, num_colors: int) -> None:
+        """Take ``colors`` of the positions of ``layout``, from 0, or -1 for no seed at all."""
+        self.layout = layout
+        self.total, self.counts = num_colors, [num_colors]
+        self._ones = [
+            _by_color(part, num_colors, device)
+            for part, (_, _, device) in zip(colors.split(layout.counts), layout.kinds, strict=True)
+        ]
+
+    def sections(self, start: int, stop: int) -> Iterator[Section]:
+        yield Section(0, start, 0, stop - start)
+
+    def _make(self, start: int, stop: int) -> dict[int, Tensor]:
+        units = {}
+        for leaf, (places, bounds) in enumerate(self._ones):
+            (_, dtype, device), count = self.layout.kinds[leaf], self.layout.counts[leaf]
+            unit = torch.zeros((stop - start) * count, dtype=dtype, device=device)
+            ones = places[bounds[start] : bounds[stop]]
+            unit.index_fill_(0, ones - start * count if start else ones, 1)
+            units[leaf] = unit.view(stop - start, count)
+        return units
+
+
+def _by_color(colors: Tensor, num_colors: int, device: torch.device) -> tuple[Tensor, list[int]]:
+    """Where the ones are in the flattened matrix ``(num_colors, count)`` of seeds, colour by colour.
+
+    Returns:
+        The places, and where in them each colour begins; the last number is where they all end.
+    """
+    order = colors.argsort(stable=True)
+    sizes = (colors + 1).bincount(minlength=num_colors + 1).cumsum(0)
+    colored = order[sizes[0] :]  # without those of colour -1
+    places = colors[colored] * len(colors) + colored
+    return places.to(device), (sizes - sizes[0]).tolist()

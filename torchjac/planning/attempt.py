@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from torchjac.evaluation.engines import Engine, FlatFunction, Graph, linearize
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
 from torchjac.evaluation.evaluator import assemble, run
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.surroundings import exclusively, has_values, inside_transform
+from torchjac.evaluation.surroundings import Draw, exclusively, has_values, inside_transform
 from torchjac.foundations.layout import Layout
-from torchjac.foundations.seeds import IdentitySeeds
+from torchjac.foundations.seeds import IdentitySeeds, Seeds
 from torchjac.planning.chunks import always_fits, bytes_per_pass, choose_chunk_size
+from torchjac.planning.compressed import Compression
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
+from torchjac.structure.blocks import SparseBlock
 
 __all__ = ["attempt", "read_off", "to_check"]
 
@@ -22,6 +28,8 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
         # Without inputs there is no forward pass that could tell what the outputs are.
         way = Way("reverse", way.vectorised, way.inner and "reverse")
     function = problem.differentiated(way)
+    if problem.compression is not None:
+        return _compressed(problem, way, function, problem.compression, record)
     with exclusively(way.direction == "forward"):
         engine = problem.recorded or linearize(function, problem.primals, way.direction)
         return read_off(problem, way, function, engine, record)
@@ -31,16 +39,55 @@ def read_off(
     problem: Problem, way: Way, function: FlatFunction, engine: Engine, record: Record | None
 ) -> Answer:
     """Run the seeds through ``engine`` and put what comes out into the leaves of the Jacobian."""
-    seeds, size = _prepare(problem, way, engine, record)
-    graph = engine if isinstance(engine, Graph) else None
-    if graph is not None and record is not None and to_check(problem, way, record):
-        graph.outlives_passes = True
-    blocks = run(engine, seeds, size)
+    blocks, passes = _multiplied(problem, way, engine, record)
     leaves = assemble(blocks, engine, problem.primals, batched=problem.batched)
+    return _answer(problem, way, function, engine, leaves, passes)
+
+
+def _compressed(
+    problem: Problem,
+    way: Way,
+    function: FlatFunction,
+    compression: Compression,
+    record: Record | None,
+) -> Answer:
+    """Run the seeds of the colours through one engine, or both, and read the entries off."""
+    products: dict[Direction, list[Tensor]] = {}
+    passes, draw = 0, Draw(problem.primals) if way.both else None
+    for direction in compression.directions(way):
+        if products and draw is not None:
+            draw.again()
+        with exclusively(direction == "forward"):
+            engine = linearize(function, problem.primals, direction)
+            (products[direction],), more = _multiplied(problem, way, engine, record)
+            passes += more
+    blocks = compression.blocks(way, products, engine.values, problem.primals)
+    return _answer(problem, way, function, engine, blocks, passes)
+
+
+def _multiplied(
+    problem: Problem, way: Way, engine: Engine, record: Record | None
+) -> tuple[list[list[Tensor]], int]:
+    """All seeds through ``engine``, and how many they were."""
+    seeds, size = _prepare(problem, way, engine, record)
+    if isinstance(engine, Graph) and record is not None and to_check(problem, way, record):
+        engine.outlives_passes = True
+    return run(engine, seeds, size), seeds.total
+
+
+def _answer(
+    problem: Problem,
+    way: Way,
+    function: FlatFunction,
+    engine: Engine,
+    leaves: Sequence[Sequence[Tensor | SparseBlock]],
+    passes: int,
+) -> Answer:
     values, carried = engine.values, engine.carried
     if isinstance(function, Jacobian):
         values, carried = carried[: function.num_values], carried[function.num_values :]
-    return Answer(way, seeds.total, leaves, values, carried, problem.outcome(), graph)
+    graph = engine if isinstance(engine, Graph) else None
+    return Answer(way, passes, leaves, values, carried, problem.outcome(), graph)
 
 
 def to_check(problem: Problem, way: Way, record: Record) -> bool:
@@ -52,12 +99,16 @@ def to_check(problem: Problem, way: Way, record: Record) -> bool:
 
 def _prepare(
     problem: Problem, way: Way, engine: Engine, record: Record | None
-) -> tuple[IdentitySeeds, int | None]:
+) -> tuple[Seeds, int | None]:
     """The seeds, and how many of them go into one pass; remembered where that cannot change."""
     leaves = engine.values if engine.direction == "reverse" else engine.primals
-    if record is not None and way in record.prepared and record.prepared[way].layout.fits(leaves):
-        return record.prepared[way], None
-    seeds = IdentitySeeds(Layout(leaves, batched=problem.batched))
+    key = (way, engine.direction)
+    if record is not None and key in record.prepared and record.prepared[key].layout.fits(leaves):
+        return record.prepared[key], None
+    layout = Layout(leaves, batched=problem.batched)
+    seeds: Seeds = IdentitySeeds(layout)
+    if problem.compression is not None:
+        seeds = problem.compression.seeds(way, engine.direction, layout)
     if not way.vectorised:
         return seeds, 1
     if problem.chunk_size not in ("auto", None):
@@ -69,7 +120,7 @@ def _prepare(
         return seeds, choose_chunk_size(seeds.total, held, problem.primals[0].device)
     if not inside_transform():  # a tensor that is made inside a transform belongs to it
         seeds.keep_if_small()
-        record.prepared[way] = seeds
+        record.prepared[key] = seeds
     return seeds, None
 
 

@@ -6,17 +6,19 @@ holds no function, module or tensor, and forgets the oldest signatures when ther
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from torchjac.foundations.seeds import IdentitySeeds
+from torchjac.evaluation.engines import Direction
+from torchjac.foundations.seeds import Seeds
+from torchjac.foundations.store import Store
+from torchjac.planning.compressed import Compression
 from torchjac.planning.ways import Way
 
 __all__ = ["Record", "forget_everything", "recall", "remember"]
 
 _MOST = 4096
+_HEAVIEST = 2**29  # bytes of indices that belong to sparsity patterns
 
 
 @dataclass
@@ -33,7 +35,9 @@ class Record:
     """Whether the problem's own function was refused, and its slower alternative is used."""
     refused: int = 0
     """How many of the ways, in their order, PyTorch has refused."""
-    prepared: dict[Way, IdentitySeeds] = field(default_factory=dict)
+    compression: Compression | None = None
+    """The sparsity that is made use of."""
+    prepared: dict[tuple[Way, Direction], Seeds] = field(default_factory=dict)
     """The seeds of the ways that take them all at once, holding so little that it always fits."""
     instead: Way | None = None
     """The way that has to be taken because a check has failed of the best one."""
@@ -46,8 +50,7 @@ class Record:
         return self.instead or self.ways[self.refused]
 
 
-_lock = threading.Lock()
-_records: OrderedDict[Hashable, Record] = OrderedDict()
+_records: Store[Record] = Store(_MOST, _HEAVIEST)
 
 
 def recall(key: Hashable) -> Record | None:
@@ -56,14 +59,10 @@ def recall(key: Hashable) -> Record | None:
 
 
 def remember(key: Hashable, record: Record) -> None:
-    """Keep a record, and drop the oldest one when there are too many."""
-    with _lock:
-        _records[key] = record
-        if len(_records) > _MOST:
-            _records.popitem(last=False)
+    """Keep a record, and drop the oldest ones when there are too many."""
+    _records.put(key, record, record.compression.nbytes if record.compression else 0)
 
 
 def forget_everything() -> None:
     """Start anew; tests count first-time work with it."""
-    with _lock:
-        _records.clear()
+    _records.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchjac.evaluation.engines import Direction
 
-__all__ = ["HESSIAN_MODES", "MODES", "choose_hessian_mode", "choose_mode"]
+__all__ = ["FORWARD_COST", "HESSIAN_MODES", "MODES", "choose_hessian_mode", "choose_mode"]
 
 MODES = ("auto", "forward", "reverse")
 HESSIAN_MODES = (
@@ -14,6 +14,9 @@ HESSIAN_MODES = (
     "reverse-over-forward",
     "forward-over-forward",
 )
+
+FORWARD_COST = 2
+"""What a forward pass is taken to cost, in backward passes: it repeats the evaluation, inside vmap."""
 
 
 def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
@@ -40,7 +43,7 @@ def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
     """
     if num_outputs == 1:
         return "reverse"
-    if num_inputs == 1 or 2 * num_inputs < num_outputs:
+    if num_inputs == 1 or FORWARD_COST * num_inputs < num_outputs:
         return "forward"
     return "reverse"
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction, Graph
 from torchjac.evaluation.functions import Jacobian
 from torchjac.foundations.layout import Layout
-from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
+from torchjac.planning.compressed import Compression
+from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
+from torchjac.structure.blocks import SparseBlock
+from torchjac.structure.pattern import SparsityPattern
 
-__all__ = ["Answer", "Problem"]
+__all__ = ["Answer", "Others", "Problem"]
+
+Others: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]]
 
 
 @dataclass
@@ -40,12 +46,21 @@ class Problem:
     mode: str = "auto"
     chunk_size: int | Literal["auto"] | None = "auto"
     check: str = "first"
+    sparsity: SparsityPattern | Literal["detect"] | None = None
+    """Where the nonzeros are, if anything is to be made of it."""
+    others: Others | None = None
+    """The tensors that the function takes beside the primals, and how to put others in their place."""
+    layout: torch.layout = torch.strided
+    compression: Compression | None = None
+    """The sparsity put to use, once it is known."""
 
     def ways(self, num_outputs: int) -> tuple[Way, ...]:
         """The ways that the options leave, best first."""
         vectorise = self.chunk_size != 1
         if self.order == 2:
             return hessian_ways(self.mode, num_outputs, vectorise=vectorise)
+        if self.compression is not None:
+            return compressed_ways(self.mode, self.compression.chosen(), vectorise=vectorise)
         num_inputs = Layout(self.primals, batched=self.batched).total
         return jacobian_ways(self.mode, num_inputs, num_outputs, vectorise=vectorise)
 
@@ -67,7 +82,7 @@ class Answer:
 
     way: Way
     passes: int
-    leaves: list[list[Tensor]]
+    leaves: Sequence[Sequence[Tensor | SparseBlock]]
     """``leaves[output][input]``; for a Hessian the outputs are the leaves of the inner Jacobian."""
     values: Sequence[Tensor]
     """The differentiable outputs of the function itself."""
@@ -76,6 +91,13 @@ class Answer:
     """What belongs to the evaluation that the answer was read from beside its tensors."""
     graph: Graph | None
     """The graph that the answer was read from, where plain autograd recorded one."""
+
+    def laid_out(self, layout: torch.layout = torch.strided) -> list[list[Tensor]]:
+        """The leaves as tensors of the layout that was asked for."""
+        return [
+            [leaf.laid_out(layout) if isinstance(leaf, SparseBlock) else leaf for leaf in row]
+            for row in self.leaves
+        ]
 
     def handed_out(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """The values and what was carried, without a graph that ends at private leaves."""

@@ -27,7 +27,6 @@ _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 # Of a container or a text, so many items are looked at; functions and modules come in small numbers.
 _LONG = 64
-_MODULE = 0  # no object has this id
 _VALUES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, types.ModuleType})
 
 
@@ -48,61 +47,94 @@ class _Identity:
         return isinstance(other, _Identity) and subject is not None and subject is other._ref()
 
 
-def of_function(func: Any) -> tuple[Hashable, bool]:
+class _Search:
+    """What a description has come across, and how much it is to tell."""
+
+    __slots__ = ("found_module", "seen", "values")
+
+    def __init__(self, values: bool = False) -> None:
+        self.seen: set[int] = set()
+        self.found_module = False
+        self.values = values
+        """Whether numbers and tensors are told apart by what they hold."""
+
+
+def of_function(func: Any, *, values: bool = False) -> tuple[Hashable, bool]:
     """Describe ``func`` by its code and by the functions and modules that the code can reach.
+
+    Args:
+        func: the function.
+        values: whether the numbers and the tensors that it captures belong to the description. They
+            change no sizes, but a sparsity pattern depends on them: on the shift of a roll, on the
+            zeros of a mask. A tensor that is changed in place remains the same one, and one that
+            requires grad is left out, for no pattern depends on its values.
 
     Returns:
         The description, and whether a module was among what it reaches.
     """
-    seen: set[int] = set()
-    described = _describe(func, seen)
-    return described, _MODULE in seen
+    search = _Search(values)
+    described = _describe(func, search)
+    return described, search.found_module
 
 
-def _describe(subject: Any, seen: set[int]) -> Any:
+def _describe(subject: Any, search: _Search) -> Any:
     kind = type(subject)
     if kind in _VALUES:
-        return kind
+        return _describe_value(subject) if search.values else kind
     if isinstance(subject, _SWITCHES):
         if isinstance(subject, (str, bytes)) and len(subject) > _LONG:
             return (len(subject), hash(subject))
         return subject
-    if id(subject) in seen:
+    if id(subject) in search.seen:
         return "seen"
     if isinstance(subject, types.FunctionType):
-        seen.add(id(subject))
-        return (subject.__code__, *_reached(subject, seen))
+        search.seen.add(id(subject))
+        return (subject.__code__, *_reached(subject, search))
     if isinstance(subject, torch.nn.Module):
-        seen.add(_MODULE)
-        # Training mode changes what runs: batch norm couples the samples, dropout draws.
-        return (_Identity(subject), *[module.training for module in subject.modules()])
+        return _describe_module(subject, search)
     if isinstance(subject, types.MethodType):
-        return (_describe(subject.__func__, seen), _describe(subject.__self__, seen))
+        return (_describe(subject.__func__, search), _describe(subject.__self__, search))
     if isinstance(subject, types.BuiltinMethodType):
         # Made anew at every access, so its identity says nothing; that of what it belongs to does.
-        return (subject.__qualname__, _describe(subject.__self__, seen))
+        return (subject.__qualname__, _describe(subject.__self__, search))
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
-        return ("partial", *[_describe(part, seen) for part in parts])
+        return ("partial", *[_describe(part, search) for part in parts])
     if isinstance(subject, (tuple, list, dict)):
-        seen.add(id(subject))
+        search.seen.add(id(subject))
         items = subject.values() if isinstance(subject, dict) else subject
-        nested = [part for part in itertools.islice(items, _LONG) if _can_run(part)]
-        return (kind, *[_describe(part, seen) for part in nested])
-    return _describe_object(subject, seen)
+        nested = [part for part in itertools.islice(items, _LONG) if _matters(part, search)]
+        return (kind, *[_describe(part, search) for part in nested])
+    return _describe_object(subject, search)
 
 
-def _can_run(part: Any) -> bool:
+def _describe_value(subject: Any) -> Any:
+    if isinstance(subject, torch.Tensor):
+        return type(subject) if subject.requires_grad else _Identity(subject)
+    return (type(subject), subject) if isinstance(subject, (int, float)) else type(subject)
+
+
+def _describe_module(module: torch.nn.Module, search: _Search) -> Any:
+    search.found_module = True
+    # Training mode changes what runs: batch norm couples the samples, dropout draws.
+    training = [module.training for module in module.modules()]
+    held = [_describe_value(buffer) for buffer in module.buffers()] if search.values else ()
+    return (_Identity(module), *training, *held)
+
+
+def _matters(part: Any, search: _Search) -> bool:
     # The rest of a container is values, and those of a log or a counter change with every call.
-    return callable(part) or isinstance(part, (tuple, list, dict))
+    if callable(part) or isinstance(part, (tuple, list, dict)):
+        return True
+    return search.values and isinstance(part, (int, float, torch.Tensor, *_SWITCHES))
 
 
-def _describe_object(subject: Any, seen: set[int]) -> Any:
+def _describe_object(subject: Any, search: _Search) -> Any:
     """Describe a callable by its identity, anything else by its type, and both by what they hold."""
     kind = type(subject)
-    seen.add(id(subject))
-    held = [part for part in getattr(subject, "__dict__", {}).values() if _can_run(part)]
-    parts = [_describe(part, seen) for part in held[:_LONG]]
+    search.seen.add(id(subject))
+    held = [p for p in getattr(subject, "__dict__", {}).values() if _matters(p, search)]
+    parts = [_describe(part, search) for part in held[:_LONG]]
     if not callable(subject):
         return (kind, *parts)
     try:
@@ -111,7 +143,7 @@ def _describe_object(subject: Any, seen: set[int]) -> Any:
         return (kind, getattr(subject, "__qualname__", None))
 
 
-def _reached(function: types.FunctionType, seen: set[int]) -> list[Any]:
+def _reached(function: types.FunctionType, search: _Search) -> list[Any]:
     """Describe the contents of a closure, the defaults, and the globals that the code names."""
     parts: list[Any] = []
     for cell in function.__closure__ or ():
@@ -120,20 +152,24 @@ def _reached(function: types.FunctionType, seen: set[int]) -> list[Any]:
         except ValueError:  # the cell is still empty
             continue
         kind = type(contents)
-        parts.append(kind if kind in _VALUES else _describe(contents, seen))
+        parts.append(kind if kind in _VALUES and not search.values else _describe(contents, search))
     if function.__defaults__:
-        parts.append(_describe(function.__defaults__, seen))
+        parts.append(_describe(function.__defaults__, search))
     if function.__kwdefaults__:
-        parts.append(_describe(function.__kwdefaults__, seen))
+        parts.append(_describe(function.__kwdefaults__, search))
     space = function.__globals__
-    for name in _names(function.__code__):
+    names = _names(function.__code__)
+    for name in names:
         known = space.get(name)
-        if known is None or type(known) in _VALUES:
+        if known is None or (type(known) in _VALUES and not search.values):
             continue
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
+        elif isinstance(known, types.ModuleType):
+            held = [vars(known).get(attribute) for attribute in names]
+            parts += [_describe(p, search) for p in held if type(p) in _VALUES]
         else:
-            parts.append(_describe(known, seen))
+            parts.append(_describe(known, search))
     return parts
 
 
@@ -144,15 +180,20 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
     return tuple({*code.co_names, *(name for part in nested for name in _names(part))})
 
 
-def of_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Hashable:
-    """Describe arguments by tree, shapes, dtypes and devices."""
+def of_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, values: bool = False
+) -> Hashable:
+    """Describe arguments by tree, shapes, dtypes and devices.
+
+    ``values`` is as for `of_function`, but of tensors that come as arguments they never matter.
+    """
     if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
         return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
     leaves, spec = flatten((args, dict(kwargs)))
     described = [
         (leaf.shape, leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)
-        else _describe(leaf, set())
+        else _describe(leaf, _Search(values))
         for leaf in leaves
     ]
     return (spec, *described)

@@ -19,6 +19,7 @@ from torchjac.planning.fallback import Refusals, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.sparsity import compress
 from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
@@ -59,11 +60,14 @@ def solve(problem: Problem) -> Answer:
 
 def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     draw = None
+    if record is not None and record.compression is not None and record.compression.is_stale:
+        record = None
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
     if record is None:
         record = _first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
+    problem.compression = record.compression
     answer = _first_that_works(problem, record, draw)
     if draw is not None and to_check(problem, answer.way, record):
         known = record
@@ -80,7 +84,11 @@ def _first_look(problem: Problem, draw: Draw) -> Record:
         with draw.aside():
             counts, largest = look(lambda primals: problem.function(primals)[0], problem.primals)
     slower = problem.function is problem.slower
-    return Record(counts, largest, problem.ways(problem.rows(counts)), slower)
+    if problem.sparsity is not None:
+        with draw.aside():
+            problem.compression = compress(problem, counts)
+    ways = problem.ways(problem.rows(counts))
+    return Record(counts, largest, ways, slower, compression=problem.compression)
 
 
 def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> Answer:
@@ -127,6 +135,8 @@ def _blame(problem: Problem) -> None:
 def _traced(problem: Problem) -> Answer:
     """Compute under a compiler or a dispatch mode: nothing to remember, compare or fall back on."""
     vectorise = problem.chunk_size != 1
+    if problem.sparsity is not None:
+        return _traced_sparse(problem)
     if problem.mode != "auto":
         return attempt(problem, problem.ways(1)[0], None)
     # A reverse evaluation tells the sizes of the outputs, and is the one to use in most cases.
@@ -142,3 +152,14 @@ def _traced(problem: Problem) -> Answer:
         if best == way
         else attempt(problem, best, None)
     )
+
+
+def _traced_sparse(problem: Problem) -> Answer:
+    if compiling():
+        raise UnsupportedError(
+            f"{problem.name}(sparsity=...): a pattern cannot be detected or coloured while torch.compile "
+            f"traces the call. Compile func instead, or use sparsity=None here."
+        )
+    counts = [value.numel() for value in problem.function(problem.primals)[0]]
+    problem.compression = compress(problem, counts)
+    return attempt(problem, problem.ways(problem.rows(counts))[0], None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchjac.errors import DerivativeMismatchWarning
+from torchjac.errors import DerivativeMismatchWarning, SparsityMismatchError
 from torchjac.evaluation.engines import FlatFunction, Graph, linearize
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.probes import (
@@ -23,6 +23,7 @@ from torchjac.planning.fallback import warn_user
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
+from torchjac.structure.blocks import SparseBlock
 
 __all__ = ["verified"]
 
@@ -39,6 +40,8 @@ def verified(
     gradients. Where two answers differ by no more than rounding after all, nothing is said.
     """
     reason = _disagreement(problem, answer, draw)
+    if reason is not None and problem.compression is not None:
+        _refuse_pattern(problem, answer, again, draw)
     record.checked.add(answer.way)
     if reason is None:
         return answer
@@ -71,7 +74,46 @@ def verified(
 
 
 def _is_finite(answer: Answer) -> bool:
-    return all(bool(leaf.isfinite().all()) for row in answer.leaves for leaf in row)
+    return all(bool(_numbers(leaf).isfinite().all()) for row in answer.leaves for leaf in row)
+
+
+def _numbers(leaf: Tensor | SparseBlock) -> Tensor:
+    return (leaf.values if isinstance(leaf, SparseBlock) else leaf).detach().reshape(-1)
+
+
+def _refuse_pattern(
+    problem: Problem, answer: Answer, again: Callable[[Way], Answer], draw: Draw
+) -> None:
+    """Raise `SparsityMismatchError` if even plain backward passes do not fit into the pattern.
+
+    An entry that the pattern lacks is added to others of its row or column, so it shows in a random
+    product; and where plain passes with the pattern's seeds disagree with one that uses none, nothing
+    but the pattern can be wrong.
+    """
+    trusted = answer.way.trusted
+    plain = answer if answer.way == trusted else _made_again(again, trusted, draw)
+    graph = None if plain is None else plain.graph or _recorded(problem, plain, draw)
+    if plain is None or graph is None:
+        return
+    wrong = adjoint_probe(graph, plain.leaves, batched=False)
+    if wrong is None:
+        return
+    places = [
+        f"{at[:8].tolist()}{' and more' if len(at) > 8 else ''} of input leaf {leaf}"
+        for leaf, at in enumerate(wrong)
+        if len(at)
+    ]
+    remedy = (
+        "The pattern was detected, so this is a mistake of torchjac: please report it"
+        if problem.sparsity == "detect"
+        else "Add the entries that it lacks, or pass sparsity='detect'"
+    )
+    rows, columns = problem.compression.pattern.shape if problem.compression else (0, 0)
+    raise SparsityMismatchError(
+        f"{problem.name}(sparsity=...): the derivative has entries outside the pattern "
+        f"({rows}×{columns}). It shows in the columns {'; '.join(places)}. {remedy}; sparsity=None "
+        f"computes the derivative without a pattern."
+    )
 
 
 def _made_again(again: Callable[[Way], Answer], way: Way, draw: Draw) -> Answer | None:
@@ -86,7 +128,7 @@ def _made_again(again: Callable[[Way], Answer], way: Way, draw: Draw) -> Answer 
 
 def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
     """Say what the answer disagrees with, or None."""
-    if problem.promised or answer.way != answer.way.trusted:
+    if problem.promised or problem.compression or answer.way != answer.way.trusted:
         # A graph with forward mode inside would only be compared with itself.
         graph = None if answer.way.inner == "forward" else answer.graph
         graph = graph or _recorded(problem, answer, draw)
@@ -101,7 +143,7 @@ def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
 
 def _stands_backward(problem: Problem, answer: Answer, graph: Graph) -> bool:
     try:
-        return adjoint_probe(graph, answer.leaves, batched=problem.batched)
+        return adjoint_probe(graph, answer.leaves, batched=problem.batched) is None
     except Exception as error:
         # With vmap around the function that is a reason to do without it; see `solve`. Otherwise
         # plain backward refuses the function, and there is nothing to compare with.
@@ -167,7 +209,7 @@ def _same(problem: Problem, answer: Answer, other: Answer, draw: Draw) -> bool:
     difference quotient finds nothing wrong either.
     """
     pairs = [
-        (leaf.detach().reshape(-1), other_leaf.detach().reshape(-1))
+        (_numbers(leaf), _numbers(other_leaf))
         for row, other_row in zip(answer.leaves, other.leaves, strict=True)
         for leaf, other_leaf in zip(row, other_row, strict=True)
     ]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torchjac.evaluation.engines import Direction
 from torchjac.planning.modes import choose_hessian_mode, choose_mode
 
-__all__ = ["Way", "hessian_ways", "jacobian_ways"]
+__all__ = ["Way", "compressed_ways", "hessian_ways", "jacobian_ways"]
 
 
 class Way(NamedTuple):
@@ -17,6 +17,8 @@ class Way(NamedTuple):
     vectorised: bool
     """Several seeds per pass, under vmap; else one at a time, without it."""
     inner: Direction | None = None
+    both: bool = False
+    """Whether some entries of a sparse Jacobian come from the other direction's products."""
 
     @property
     def trusted(self) -> Way:
@@ -25,6 +27,7 @@ class Way(NamedTuple):
 
     def __str__(self) -> str:
         mode = self.direction if self.inner is None else f"{self.direction}-over-{self.inner}"
+        mode = "forward and reverse" if self.both else mode
         return f"{mode} mode, " + ("vmapped passes" if self.vectorised else "one pass at a time")
 
 
@@ -48,6 +51,22 @@ def jacobian_ways(
     first = choose_mode(num_inputs, num_outputs)
     second: Direction = "reverse" if first == "forward" else "forward"
     return _ladder([(first, None), (second, None)], vectorise)
+
+
+def compressed_ways(mode: str, chosen: str, *, vectorise: bool) -> tuple[Way, ...]:
+    """Order the ways to a sparse Jacobian, given what the colouring ``chosen`` has colours for.
+
+    Column colours are seeds of forward mode, row colours of reverse mode, and a bidirectional
+    colouring takes both.
+    """
+    if mode != "auto":
+        return _ladder([(_direction(mode), None)], vectorise)
+    first: Direction = "reverse" if chosen == "rows" else "forward"
+    second: Direction = "reverse" if first == "forward" else "forward"
+    ladder = _ladder([(first, None), (second, None)], vectorise)
+    if chosen == "bidirectional":
+        return (*(way._replace(both=True) for way in ladder[: 1 + vectorise]), *ladder)
+    return ladder
 
 
 def hessian_ways(mode: str, num_outputs: int, *, vectorise: bool) -> tuple[Way, ...]:

@@ -117,7 +117,7 @@ def batched_jac(
                 check=options.check,
             )
         )
-        tree = answer.outcome.jacobian([batch.input_trees(row) for row in answer.leaves])
+        tree = answer.outcome.jacobian([batch.input_trees(row) for row in answer.laid_out()])
         return batch.packed(tree, answer)
 
     return jacobians

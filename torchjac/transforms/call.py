@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
+from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.surroundings import exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.planning.problem import Answer
@@ -68,7 +70,7 @@ class Call:
         self,
         options: Options,
         func: Callable[..., Any],
-        args: tuple[Any, ...],
+        args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> None:
         self.options = options
@@ -212,8 +214,24 @@ class Call:
 
     def signature(self) -> Hashable:
         """What makes another call the same as this one."""
-        function, self._runs_module = of_function(self._func)
-        return (self.options, function, of_arguments(self._args, self._kwargs))
+        values = self.options.sparsity == "detect"
+        function, self._runs_module = of_function(self._func, values=values)
+        arguments = of_arguments(tuple(self._args), self._kwargs, values=values)
+        return (self.options, function, arguments)
+
+    def others(self) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]:
+        """The tensors that are not differentiated by, and the flat function with others for them."""
+        kept = [None if k in self._positions else arg for k, arg in enumerate(self._args)]
+        leaves, spec = flatten((kept, self._kwargs))
+
+        def with_others(others: Sequence[Tensor]) -> FlatFunction:
+            source, twin = iter(others), copy.copy(self)
+            twin._args, twin._kwargs = unflatten(
+                [next(source) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+            )
+            return twin
+
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)], with_others
 
     def input_trees(self, leaves: Sequence[Any]) -> Any:
         """Put one value per differentiated leaf into the trees of the chosen arguments."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from torchjac.planning.problem import Problem
 from torchjac.planning.solve import solve
 from torchjac.transforms.call import Call
 from torchjac.transforms.jac import like_func
-from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options
+from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options, Sparsity
 
 __all__ = ["hessian"]
 
@@ -22,6 +24,8 @@ def hessian(
     return_value: bool = False,
     mode: HessianMode = "auto",
     chunk_size: ChunkSize = "auto",
+    sparsity: Sparsity = None,
+    layout: torch.layout = torch.strided,
     check: Check = "first",
 ) -> Callable[..., Any]:
     """Return a function that computes the Hessian of ``func``.
@@ -38,6 +42,9 @@ def hessian(
         mode: the outer and the inner mode. ``"auto"`` never takes forward mode inside by itself, because
             PyTorch's second derivatives are least trustworthy there.
         chunk_size: seeds of the outer derivative per vmapped pass; as for `torchjac.jac`.
+        sparsity: as for `torchjac.jac`; a pattern is ``(n, n)`` and symmetric, and is coloured so that the
+            entries can be read from either side of the diagonal.
+        layout: as for `torchjac.jac`.
         check: as for `torchjac.jac`; the Hessian is also compared with a difference of gradients.
 
     Returns:
@@ -60,10 +67,11 @@ def hessian(
                 [2., 0.]])
 
     Source:
-        Griewank & Walther, *Evaluating Derivatives* (2008), chapter 5.
+        Griewank & Walther, *Evaluating Derivatives* (2008), chapter 5; on sparsity, Coleman & Moré
+        (1984) and Gebremedhin, Tarafdar, Manne & Pothen (2007).
     """
     options = Options.checked(
-        "hessian", func, argnums, has_aux, return_value, mode, chunk_size, check
+        "hessian", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
     @like_func(func)
@@ -80,11 +88,14 @@ def hessian(
                 mode=options.mode,
                 chunk_size=options.chunk_size,
                 check=options.check,
+                sparsity=options.sparsity,
+                others=call.others,
+                layout=options.layout,
             )
         )
         # leaves[output · n + i][j] -> trees by output, then i, then j
         n = len(call.primals)
-        rows = [call.input_trees(row) for row in answer.leaves]
+        rows = [call.input_trees(row) for row in answer.laid_out(options.layout)]
         outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
         return call.packed(answer.outcome.jacobian(outputs), answer)
 

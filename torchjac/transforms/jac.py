@@ -6,10 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from torchjac.planning.problem import Problem
 from torchjac.planning.solve import solve
 from torchjac.transforms.call import Call
-from torchjac.transforms.options import Argnums, Check, ChunkSize, Mode, Options
+from torchjac.transforms.options import Argnums, Check, ChunkSize, Mode, Options, Sparsity
 
 __all__ = ["jac", "like_func"]
 
@@ -27,6 +29,8 @@ def jac(
     return_value: bool = False,
     mode: Mode = "auto",
     chunk_size: ChunkSize = "auto",
+    sparsity: Sparsity = None,
+    layout: torch.layout = torch.strided,
     check: Check = "first",
 ) -> Callable[..., Any]:
     """Return a function that computes the Jacobian of ``func``, exactly and by the cheaper mode.
@@ -34,8 +38,8 @@ def jac(
     The result is what `torch.func.jacrev` and `torch.func.jacfwd` return, and is itself
     differentiable, vmappable and nestable. It costs one evaluation of ``func`` and m backward passes
     (reverse mode, m outputs) or n forward passes (n inputs), vmapped; one output or one input is one
-    plain pass. The first call with a new signature also looks at ``func`` and checks the result; see
-    ``check``.
+    plain pass. With ``sparsity`` it takes one pass per colour of the pattern. The first call with a new
+    signature also looks at ``func`` and checks the result; see ``check``.
 
     Args:
         func: the function, or an ``nn.Module``. It takes and returns trees (tuples, lists, dicts) of
@@ -50,6 +54,11 @@ def jac(
         chunk_size: seeds per vmapped pass. ``"auto"`` fits them into free memory, None takes all at
             once, and 1 does not use vmap at all. Forward mode evaluates ``func`` once per chunk, with
             the random state of the first.
+        sparsity: where the nonzeros are, so that columns (or rows) without a common row (column) share
+            a pass: ``"detect"`` to find out when a signature is first seen, a `torchjac.SparsityPattern`
+            or a boolean matrix ``(m, n)``, or None. A wrong pattern is refused, never believed.
+        layout: of the leaves: ``torch.strided``, or with ``sparsity`` also ``torch.sparse_coo`` and
+            ``torch.sparse_csr``. Their entries are those of the pattern, zeros among them.
         check: ``"first"`` compares the result with one plain backward pass the first time a signature
             is seen, ``"always"`` at every call, ``"never"`` not at all. A wrong result is made again
             the slow way, with a `DerivativeMismatchWarning`.
@@ -61,7 +70,7 @@ def jac(
 
     Shapes:
         Each leaf is ``(*out, *in)``; with ``argnums="params"`` a dict of ``(*out, *parameter)`` by
-        qualified name.
+        qualified name. A CSR leaf is the matrix ``(out.numel(), in.numel())``.
 
     Dtypes:
         Inputs and outputs are real floating-point tensors; a leaf has the dtype of its input.
@@ -71,6 +80,8 @@ def jac(
         ArgumentError, ArgumentTypeError: at the call, for argnums out of range, or arguments that are
             no floating-point tensors.
         OutputTypeError: ``func`` returned something else than tensors and None.
+        PatternError, SparsityMismatchError: the pattern is not one of this Jacobian.
+        StructureError: ``sparsity="detect"`` cannot see through ``func``.
         UnsupportedError: PyTorch can differentiate ``func`` in no way that the options allow.
 
     Example:
@@ -82,9 +93,12 @@ def jac(
                 [0., 1.]])
 
     Source:
-        Griewank & Walther, *Evaluating Derivatives* (2008), chapters 3 and 4.
+        Griewank & Walther, *Evaluating Derivatives* (2008), chapters 3 and 4; on sparsity, Curtis,
+        Powell & Reid (1974) and Gebremedhin, Manne & Pothen, *What Color Is Your Jacobian?* (2005).
     """
-    options = Options.checked("jac", func, argnums, has_aux, return_value, mode, chunk_size, check)
+    options = Options.checked(
+        "jac", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
+    )
 
     @like_func(func)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
@@ -99,9 +113,14 @@ def jac(
                 mode=options.mode,
                 chunk_size=options.chunk_size,
                 check=options.check,
+                sparsity=options.sparsity,
+                others=call.others,
+                layout=options.layout,
             )
         )
-        tree = answer.outcome.jacobian([call.input_trees(row) for row in answer.leaves])
+        tree = answer.outcome.jacobian(
+            [call.input_trees(row) for row in answer.laid_out(options.layout)]
+        )
         return call.packed(tree, answer)
 
     return jacobian

@@ -101,7 +101,7 @@ def jac_of(
             check=check,
         )
     )
-    trees = iter([unflatten(row, input_spec) for row in answer.leaves])
+    trees = iter([unflatten(row, input_spec) for row in answer.laid_out()])
     return unflatten(
         [next(trees) if _is_differentiable(leaf) else None for leaf in output_leaves], output_spec
     )

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
 from torchjac.errors import OptionError, OptionTypeError
+from torchjac.evaluation.surroundings import without_transforms
 from torchjac.planning.modes import HESSIAN_MODES, MODES
+from torchjac.structure.blocks import LAYOUTS
+from torchjac.structure.pattern import SparsityPattern
 
-__all__ = ["PARAMS", "Argnums", "Check", "ChunkSize", "HessianMode", "Mode", "Options"]
+__all__ = ["PARAMS", "Argnums", "Check", "ChunkSize", "HessianMode", "Mode", "Options", "Sparsity"]
 
 Mode: TypeAlias = Literal["auto", "forward", "reverse"]
 HessianMode: TypeAlias = Literal[
@@ -22,6 +26,7 @@ HessianMode: TypeAlias = Literal[
 ]
 Check: TypeAlias = Literal["first", "always", "never"]
 ChunkSize: TypeAlias = "int | Literal['auto'] | None"
+Sparsity: TypeAlias = "SparsityPattern | Tensor | Literal['detect'] | Any | None"
 Argnums: TypeAlias = "int | tuple[int, ...] | Literal['params']"
 
 PARAMS = "params"
@@ -38,17 +43,21 @@ class Options(NamedTuple):
     mode: str
     chunk_size: Any
     check: str
+    sparsity: Any = None
+    layout: torch.layout = torch.strided
 
     @staticmethod
     def checked(
         name: str,
         func: Callable[..., Any],
         argnums: Any,
-        has_aux: bool,
-        return_value: bool,
-        mode: str,
-        chunk_size: Any,
-        check: str,
+        has_aux: bool = False,
+        return_value: bool = False,
+        mode: str = "auto",
+        chunk_size: Any = "auto",
+        check: str = "first",
+        sparsity: Any = None,
+        layout: torch.layout = torch.strided,
     ) -> Options:
         """Refuse what cannot be meant, naming the call and what would be right."""
         if not callable(func):
@@ -57,7 +66,11 @@ class Options(NamedTuple):
         check_choice(name, "mode", mode, HESSIAN_MODES if name == "hessian" else MODES)
         check_chunk_size(name, chunk_size)
         check_choice(name, "check", check, _CHECKS)
-        return Options(name, argnums, has_aux, return_value, mode, chunk_size, check)
+        pattern = None if sparsity is None else as_sparsity(name, sparsity)
+        check_layout(name, layout, pattern)
+        return Options(
+            name, argnums, has_aux, return_value, mode, chunk_size, check, pattern, layout
+        )
 
 
 def check_choice(name: str, option: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -76,6 +89,43 @@ def check_chunk_size(name: str, chunk_size: object) -> None:
         raise OptionTypeError(f"{name}(chunk_size={chunk_size!r}): {meaning}.")
     if isinstance(chunk_size, str) or chunk_size < 1:
         raise OptionError(f"{name}(chunk_size={chunk_size!r}): {meaning}.")
+
+
+def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Literal["detect"]:
+    """Take what may be given for a pattern, and refuse what is none."""
+    if isinstance(sparsity, SparsityPattern):
+        return sparsity
+    if isinstance(sparsity, str):
+        check_choice(name, "sparsity", sparsity, ("detect",))
+        return "detect"
+    boolean = getattr(sparsity, "dtype", None) in (torch.bool, bool)
+    if boolean and isinstance(sparsity, Tensor) and sparsity.dim() == 2:
+        with without_transforms():
+            return SparsityPattern.from_dense(sparsity)
+    if boolean and getattr(sparsity, "ndim", None) == 2 and not isinstance(sparsity, Tensor):
+        made = (
+            SparsityPattern.from_scipy if hasattr(sparsity, "tocsr") else SparsityPattern.from_dense
+        )
+        return made(sparsity)
+    got = type(sparsity).__name__
+    if hasattr(sparsity, "dtype"):
+        got = f"{got} of {sparsity.dtype} and shape {tuple(sparsity.shape)}"
+    raise OptionTypeError(
+        f"{name}(sparsity=...): expected None, 'detect', a SparsityPattern or a boolean matrix, got {got}. "
+        f"SparsityPattern.from_dense and from_scipy take the nonzeros of other matrices."
+    )
+
+
+def check_layout(name: str, layout: object, sparsity: object) -> None:
+    """Refuse a layout that cannot be made, or not without knowing where the nonzeros are."""
+    if layout not in LAYOUTS:
+        words = ", ".join(str(known) for known in LAYOUTS)
+        raise OptionError(f"{name}(layout={layout!r}): expected one of {words}.")
+    if layout is not torch.strided and sparsity is None:
+        raise OptionError(
+            f"{name}(layout={layout!r}): a sparse layout needs to know where the nonzeros are. Pass "
+            f"sparsity='detect', or a pattern."
+        )
 
 
 def _check_argnums(name: str, func: Callable[..., Any], argnums: object) -> None:

@@ -1,0 +1,173 @@
+"""Sparse problems: which colours, which of them in which mode, and the entries read off their products."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import PatternError
+from torchjac.evaluation.engines import Direction
+from torchjac.evaluation.surroundings import without_transforms
+from torchjac.foundations.layout import Layout
+from torchjac.foundations.seeds import ColorSeeds
+from torchjac.foundations.store import Store
+from torchjac.planning.modes import FORWARD_COST
+from torchjac.planning.ways import Way
+from torchjac.structure.blocks import SparseBlock
+from torchjac.structure.coloring import Coloring, color
+from torchjac.structure.decompression import Recovery
+from torchjac.structure.pattern import SparsityPattern
+
+__all__ = ["Compression"]
+
+_colorings: Store[Coloring] = Store(most=64, heaviest=2**28)
+
+# Of an entry: its row and column, where it is read from, and the same again in the layouts.
+_BYTES_PER_ENTRY = 10 * 8
+
+
+def _colored(pattern: SparsityPattern, by: str) -> Coloring:
+    """Colour a pattern once, whoever asks: people give the same pattern to a transform in a loop."""
+    key = (pattern, by)
+    known = _colorings.get(key)
+    if known is None:
+        with without_transforms():
+            known = color(pattern, by, row_cost=1, column_cost=FORWARD_COST)
+        for asked in {by, known.by}:  # "auto" is one of the others
+            _colorings.put((pattern, asked), known, _BYTES_PER_ENTRY * pattern.nnz)
+    return known
+
+
+class Compression:
+    """A sparsity pattern put to use: seeds for each way, and how the entries are recovered.
+
+    Args:
+        pattern: rows over the elements of all outputs, columns over those of all inputs.
+        constants: tensors whose values it was found with.
+        symmetric: whether it is that of the Hessian of one output.
+        name: the call that the user made, for messages.
+    """
+
+    def __init__(
+        self,
+        pattern: SparsityPattern,
+        constants: Sequence[Tensor] = (),
+        *,
+        symmetric: bool,
+        name: str,
+    ) -> None:
+        self.pattern, self.symmetric, self._name = pattern, symmetric, name
+        self._recoveries: dict[str, Recovery] = {}
+        self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
+        self._constants = [
+            (weakref.ref(tensor), tensor._version)
+            for tensor in constants
+            if not tensor.is_inference()
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds, or will, once it is used."""
+        return _BYTES_PER_ENTRY * self.pattern.nnz
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a tensor that the pattern was found with has been changed in place."""
+        for ref, version in self._constants:
+            tensor = ref()
+            if tensor is not None and tensor._version != version:
+                return True
+        return False
+
+    def check_shape(self, num_rows: int, num_columns: int) -> None:
+        """Refuse a pattern that is not one of a derivative with so many rows and columns."""
+        if self.pattern.shape != (num_rows, num_columns):
+            raise PatternError(self._misfit(f"{num_rows} rows and {num_columns} columns"))
+
+    def _misfit(self, expected: str) -> str:
+        rows, columns = self.pattern.shape
+        return (
+            f"{self._name}(sparsity=...): the pattern is {rows}×{columns}, but the derivative has "
+            f"{expected}. A pattern has a row for every element of the outputs (for a Hessian, of the "
+            f"gradient) and a column for every element of the inputs that are differentiated by, leaf "
+            f"after leaf."
+        )
+
+    def chosen(self) -> str:
+        """Whether columns, rows or both take the cheapest passes."""
+        return _colored(self.pattern, "auto").by
+
+    def coloring(self, way: Way) -> Coloring:
+        """The colours that ``way`` needs."""
+        return _colored(self.pattern, self._by(way))
+
+    def _by(self, way: Way) -> str:
+        if self.symmetric:
+            return "symmetric"
+        if way.both:
+            return "bidirectional"
+        # A Jacobian of a gradient is differentiated by columns, in whichever mode goes over it.
+        return "columns" if way.direction == "forward" else "rows"
+
+    def directions(self, way: Way) -> tuple[Direction, ...]:
+        """The engines that ``way`` takes its products from."""
+        if way.both:
+            return ("forward", "reverse")
+        # Without a colour there is no pass, and only a reverse engine knows its outputs without one.
+        return (way.direction,) if self.coloring(way).num_colors else ("reverse",)
+
+    def seeds(self, way: Way, direction: Direction, layout: Layout) -> ColorSeeds:
+        """The seeds over the leaves on the side that ``direction`` takes them from."""
+        key = (self._by(way), direction)
+        known = self._seeds.get(key)
+        if known is not None and known.layout.kinds == layout.kinds:
+            return known
+        coloring = self.coloring(way)
+        colors, number = coloring.row_colors, coloring.num_row_colors
+        if direction == "forward" or self.symmetric:
+            colors, number = coloring.column_colors, coloring.num_column_colors
+        with without_transforms():
+            if colors is None:  # see `directions`
+                colors = torch.full((layout.total,), -1)
+            if len(colors) != layout.total:
+                side = "columns" if direction == "forward" else "rows"
+                raise PatternError(self._misfit(f"{layout.total} {side}"))
+            seeds = self._seeds[key] = ColorSeeds(layout, colors, number)
+        return seeds
+
+    def recovery(self, way: Way, outputs: Sequence[Tensor], primals: Sequence[Tensor]) -> Recovery:
+        """How the entries are read off the products."""
+        by = self._by(way)
+        known = self._recoveries.get(by)
+        if known is not None and known.fits(outputs, primals):
+            return known
+        self.check_shape(Layout(outputs).total, Layout(primals).total)
+        coloring = self.coloring(way)
+        with without_transforms():
+            recovery = Recovery(coloring, Layout(outputs), Layout(primals))
+        self._recoveries[by] = recovery
+        return recovery
+
+    def blocks(
+        self,
+        way: Way,
+        products: dict[Direction, list[Tensor]],
+        outputs: Sequence[Tensor],
+        primals: Sequence[Tensor],
+    ) -> list[list[SparseBlock]]:
+        """The entries of the Jacobian, block by block ``[output][input]``.
+
+        Args:
+            way: what the products were made by.
+            products: by direction, with each leaf of the other side.
+            outputs: the leaves that the rows run over.
+            primals: the leaves that the columns run over.
+        """
+        recovery = self.recovery(way, outputs, primals)
+        if self.symmetric:
+            # H = Hᵀ: products with the rows of a colour are products with its columns.
+            return recovery.blocks(next(iter(products.values())), ())
+        return recovery.blocks(products.get("forward", ()), products.get("reverse", ()))

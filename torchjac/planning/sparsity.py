@@ -1,0 +1,160 @@
+"""Where the nonzeros of a problem's derivative are: what the user says, or what detection finds.
+
+What is looked at is the derivative and not the function: the graph of uᵀ·J, or of J·v where PyTorch has
+no backward rule, as a linear map of u or v. So a custom `autograd.Function` cannot hide a
+dependence behind a forward of its own, and what the derivative drops (a linear term of a Hessian, what
+is detached) is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import PatternError, StructureError, TorchjacFallbackWarning
+from torchjac.evaluation.engines import FlatFunction
+from torchjac.evaluation.functions import Jacobian
+from torchjac.evaluation.surroundings import exclusively, is_out_of_memory, without_transforms
+from torchjac.planning.compressed import Compression
+from torchjac.planning.fallback import warn_user
+from torchjac.planning.look import evaluate_plainly
+from torchjac.structure.pattern import SparsityPattern
+
+if TYPE_CHECKING:
+    from torchjac.planning.problem import Problem
+    from torchjac.structure.detection import Detected
+
+__all__ = ["compress", "find_pattern"]
+
+
+def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
+    """Take the pattern that was given, or find it, and refuse one that cannot be the derivative's."""
+    n, m = sum(primal.numel() for primal in problem.primals), sum(output_counts)
+    rows = m if problem.order == 1 else m * n
+    constants: Sequence[Tensor] = ()
+    if isinstance(problem.sparsity, SparsityPattern):
+        pattern = problem.sparsity
+    else:
+        pattern, constants = find_pattern(problem)
+    compression = Compression(
+        pattern, constants, symmetric=problem.order == 2 and m == 1, name=problem.name
+    )
+    compression.check_shape(rows, n)
+    if compression.symmetric and not pattern.is_symmetric:
+        raise PatternError(
+            f"{problem.name}(sparsity=...): the pattern of a Hessian is symmetric, and this one is not. "
+            f"Give pattern | pattern.T."
+        )
+    return compression
+
+
+def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
+    """The pattern of the derivative, true for all values of the arguments.
+
+    Returns:
+        The pattern, and the captured tensors that it holds for as long as these do not change.
+    """
+    # It loads SciPy, and much of PyTorch that nobody else needs.
+    from torchjac.structure.detection import linear_pattern
+
+    function = _differentiated(problem, problem.function)
+    outputs = evaluate_plainly(lambda primals: function(primals)[0], problem.primals)
+    others, substituted = problem.others() if problem.others else ([], None)
+    sides = [_kinds(leaves) for leaves in (problem.primals, outputs, others)]
+
+    def at(point: Sequence[Tensor]) -> tuple[FlatFunction, Sequence[Tensor]]:
+        """The function with the values of its other arguments unknown, and the primals of a point."""
+        if substituted is None:
+            return function, point
+        n = len(problem.primals)
+        return _differentiated(problem, substituted(point[n:])), point[:n]
+
+    with without_transforms(), exclusively():
+        primals, likes, unknown = [[_zeros(*kind) for kind in side] for side in sides]
+        point = [*primals, *unknown]
+        try:
+            found = linear_pattern(lambda p, u: _pull(*at(p), u), point, likes)
+            pattern = SparsityPattern.from_scipy(found.matrix).T
+        except Exception as error:
+            if problem.order == 2 or is_out_of_memory(error):
+                raise
+            # No backward rule, or one that cannot be seen through.
+            found = _pushed(lambda p, v: _push(*at(p), v), point, primals, error)
+            pattern = SparsityPattern.from_scipy(found.matrix)
+    _tell_of_unknown(problem, found)
+    # A Hessian is symmetric, so what is found on one side only is no nonzero.
+    square = problem.order == 2 and pattern.shape[0] == pattern.shape[1]
+    return (pattern & pattern.T if square else pattern), found.constants
+
+
+def _pushed(
+    push: Callable[..., Sequence[Tensor]],
+    point: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+    refusal: Exception,
+) -> Detected:
+    """The pattern by way of J·v; if that fails too, ``refusal`` says why."""
+    from torchjac.structure.detection import linear_pattern
+
+    try:
+        return linear_pattern(push, point, tangents)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise refusal from None
+
+
+def _tell_of_unknown(problem: Problem, found: Detected) -> None:
+    if found.unknown:
+        warn_user(
+            f"{problem.name}: detection has no rule for {', '.join(found.unknown)}, and takes each of its "
+            f"outputs to depend on all of its inputs. The pattern is safe, but may have more entries than "
+            f"it needs; if you know better, give it by hand.",
+            TorchjacFallbackWarning,
+        )
+
+
+def _kinds(leaves: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
+    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
+
+
+def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def _differentiated(problem: Problem, function: FlatFunction) -> FlatFunction:
+    return function if problem.order == 1 else Jacobian(function, "reverse", vectorise=True)
+
+
+def _push(
+    function: FlatFunction, primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    def values(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return function(leaves)[0]
+
+    products: Sequence[Tensor] = torch.func.jvp(values, tuple(primals), tuple(tangents))[1]
+    return products
+
+
+def _pull(
+    function: FlatFunction, primals: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    with torch.enable_grad():
+        leaves = [primal.detach().requires_grad_() for primal in primals]
+        values = function(leaves)[0]
+    reached = [at for at, value in enumerate(values) if value.requires_grad]
+    if not reached:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    pulled: Sequence[Tensor | None] = torch.autograd.grad(
+        [values[at] for at in reached],
+        leaves,
+        [cotangents[at] for at in reached],
+        allow_unused=True,
+    )
+    return [
+        torch.zeros_like(leaf) if product is None else product
+        for leaf, product in zip(leaves, pulled, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Where the nonzeros of a Jacobian are, and how few passes can tell them apart."""

@@ -1,0 +1,131 @@
+"""One block of a sparse Jacobian: the derivative of one output leaf by one input leaf, entry by entry."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["LAYOUTS", "BlockIndex", "SparseBlock"]
+
+# Before torch 2.1 there is no saying so.
+_COALESCED: dict[str, Any] = {"is_coalesced": True} if hasattr(torch, "compiler") else {}
+
+LAYOUTS = (torch.strided, torch.sparse_coo, torch.sparse_csr)
+
+
+class BlockIndex:
+    """Where the entries of a block lie: fixed once for a pattern, and shared by all calls.
+
+    Args:
+        rows: of each entry, the position in the flattened output leaf; in row-major order.
+        cols: likewise in the flattened input leaf.
+        output: the shape of the output leaf.
+        primal: the shape of the input leaf.
+        device: where the indices are wanted.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        cols: np.ndarray,
+        output: torch.Size,
+        primal: torch.Size,
+        device: torch.device,
+    ) -> None:
+        self.output, self.primal = output, primal
+        self._rows, self._cols, self._device = rows, cols, device
+
+    def _tensor(self, indices: np.ndarray) -> Tensor:
+        # From NumPy, so that the tensor belongs to no transform of torch.func that may be active.
+        return torch.from_numpy(np.ascontiguousarray(indices)).to(self._device)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the leaf, ``(*out, *in)``."""
+        return self.output + self.primal
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """Of each entry, the position in the flattened output leaf."""
+        return self._tensor(self._rows)
+
+    @functools.cached_property
+    def cols(self) -> Tensor:
+        """Of each entry, the position in the flattened input leaf."""
+        return self._tensor(self._cols)
+
+    @functools.cached_property
+    def flat(self) -> Tensor:
+        """The position of every entry in the flattened dense block."""
+        return self._tensor(self._rows * self.primal.numel() + self._cols)
+
+    @functools.cached_property
+    def coordinates(self) -> Tensor:
+        """(nnz,) -> (out.dim + in.dim, nnz): the indices of a COO tensor."""
+        parts = [*_unravel(self._rows, self.output), *_unravel(self._cols, self.primal)]
+        return self._tensor(np.stack(parts) if parts else np.zeros((0, len(self._rows)), np.int64))
+
+    @functools.cached_property
+    def row_starts(self) -> Tensor:
+        """Where each row of the block begins: ``crow_indices`` of a CSR tensor."""
+        counts = np.bincount(self._rows, minlength=self.output.numel())
+        return self._tensor(np.concatenate([[0], np.cumsum(counts)]))
+
+
+def _unravel(flat: np.ndarray, shape: torch.Size) -> list[np.ndarray]:
+    parts = []
+    for size in reversed(shape):
+        parts.append(flat % size)
+        flat = flat // size
+    return parts[::-1]
+
+
+@functools.cache
+def _announce_csr() -> None:
+    """Let PyTorch say once that its CSR tensors are new, and say it to nobody."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.eye(1).to_sparse_csr()
+
+
+class SparseBlock(NamedTuple):
+    """The entries of a block and where they lie."""
+
+    where: BlockIndex
+    values: Tensor
+    """``(nnz,)``; may carry a graph, or a batch dimension of vmap."""
+
+    def laid_out(self, layout: torch.layout) -> Tensor:
+        """The block as a tensor: ``(*out, *in)``, strided or COO, or a CSR matrix.
+
+        A CSR tensor is a matrix, so its block is that of the flattened leaves.
+        """
+        where, values = self.where, self.values
+        rows, columns = where.output.numel(), where.primal.numel()
+        if layout is torch.strided:
+            # (nnz,) -> (out.numel * in.numel,) -> (*out, *in)
+            dense = values.new_zeros(rows * columns).index_copy(0, where.flat, values)
+            return dense.reshape(where.shape)
+        if layout is torch.sparse_csr:
+            _announce_csr()
+            return torch.sparse_csr_tensor(
+                where.row_starts, where.cols, values, (rows, columns), check_invariants=False
+            )
+        return torch.sparse_coo_tensor(
+            where.coordinates, values, where.shape, check_invariants=False, **_COALESCED
+        )
+
+    def times(self, tangent: Tensor) -> Tensor:
+        """J·v for a flat ``v``."""
+        start = self.values.new_zeros(self.where.output.numel())
+        return start.index_add(0, self.where.rows, self.values * tangent[self.where.cols])
+
+    def transposed_times(self, cotangent: Tensor) -> Tensor:
+        """uᵀ·J for a flat ``u``."""
+        start = self.values.new_zeros(self.where.primal.numel())
+        return start.index_add(0, self.where.cols, self.values * cotangent[self.where.rows])

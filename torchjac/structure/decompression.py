@@ -1,0 +1,102 @@
+"""From a few products back to the entries of a sparse Jacobian: one gather.
+
+Every entry stands alone in some product: that is what a colouring is for. So reading the Jacobian off
+its products is a selection with indices that are fixed once; nothing is solved or searched in a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchjac.foundations.layout import Layout
+from torchjac.structure.blocks import BlockIndex, SparseBlock
+from torchjac.structure.coloring import Coloring
+
+__all__ = ["Recovery"]
+
+
+class Recovery:
+    """How the blocks of one joint pattern are read off the products with the seeds of a colouring.
+
+    The rows of the pattern run over the elements of all output leaves, its columns over those of all
+    input leaves. The seeds of column colours give a product ``(k, *out)`` with each output leaf, those
+    of row colours a product ``(k, *in)`` with each input leaf.
+
+    Args:
+        coloring: of the joint pattern.
+        outputs: the leaves that the rows run over.
+        primals: the leaves that the columns run over.
+    """
+
+    def __init__(self, coloring: Coloring, outputs: Layout, primals: Layout) -> None:
+        self.coloring, self.outputs, self.primals = coloring, outputs, primals
+        pattern, device = coloring.pattern, primals.kinds[0][2]
+        m, n = pattern.shape
+        group, position = coloring.group.numpy(), coloring.position.numpy()
+        places = np.where(
+            coloring.from_columns.numpy(),
+            group * m + position,
+            coloring.num_column_colors * m + group * n + position,
+        )
+        rows, cols = pattern.rows.numpy(), pattern.cols.numpy()
+        out, row = _in_leaves(rows, outputs.counts)
+        into, col = _in_leaves(cols, primals.counts)
+        block = out * len(primals.counts) + into
+        # The entries of a block one after another, still row-major within it.
+        order = np.argsort(block, kind="stable")
+        self._places = torch.from_numpy(places[order]).to(device)
+        sizes = np.bincount(block, minlength=len(outputs.counts) * len(primals.counts))
+        self._sizes: list[int] = sizes.tolist()
+        parts = np.split(order, np.cumsum(sizes)[:-1])
+        self._indices = [
+            BlockIndex(row[part], col[part], output[0], primal[0], primal[2])
+            for part, (output, primal) in zip(
+                parts, [(o, p) for o in outputs.kinds for p in primals.kinds], strict=True
+            )
+        ]
+
+    def fits(self, outputs: Sequence[Tensor], primals: Sequence[Tensor]) -> bool:
+        """Whether it was made for leaves like these."""
+        return self.outputs.fits(outputs) and self.primals.fits(primals)
+
+    def blocks(
+        self, by_columns: Sequence[Tensor], by_rows: Sequence[Tensor]
+    ) -> list[list[SparseBlock]]:
+        """Read the blocks ``[output][input]`` off the products.
+
+        Args:
+            by_columns: for every output leaf ``(k, *out)``; nothing where no column has a colour.
+            by_rows: for every input leaf ``(k, *in)``; nothing where no row has a colour.
+        """
+        # (k, *leaf) -> (k, leaf.numel), the leaves side by side -> (k * total,), columns before rows
+        sides = [_side_by_side(products) for products in (by_columns, by_rows) if products]
+        device = self._places.device
+        flat = sides[0] if len(sides) == 1 else torch.cat([side.to(device) for side in sides])
+        entries = flat.index_select(0, self._places).split(self._sizes)
+        width = len(self.primals.counts)
+        found = [
+            SparseBlock(index, values.to(dtype=kind[1], device=kind[2]))
+            for index, values, kind in zip(
+                self._indices, entries, self.primals.kinds * len(self.outputs.counts), strict=True
+            )
+        ]
+        return [found[at : at + width] for at in range(0, len(found), width)]
+
+
+def _in_leaves(positions: np.ndarray, counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """The leaf that each position of the flat space lies in, and where in it."""
+    if len(counts) == 1:
+        return np.zeros_like(positions), positions
+    ends = np.cumsum(counts)
+    leaf = np.searchsorted(ends, positions, side="right")
+    return leaf, positions - (ends - np.asarray(counts))[leaf]
+
+
+def _side_by_side(products: Sequence[Tensor]) -> Tensor:
+    flat = [product.reshape(len(product), product.shape[1:].numel()) for product in products]
+    joined = flat[0] if len(flat) == 1 else torch.cat([f.to(flat[0].device) for f in flat], 1)
+    return joined.reshape(-1)
