@@ -22,6 +22,7 @@ from torch import Tensor
 
 import torchjac
 
+from . import colorings
 from .__main__ import RESULTS
 from .memory import cap_memory
 from .race import FULL, OURS, QUICK, Effort, Entrant, one_line, take_turns
@@ -173,6 +174,10 @@ call. *dense* is `torch.func.jacfwd` or `hessian`; *vmapped passes* are as many 
 colours through `torch.func`, without seeds being made or entries being recovered. torchjac runs eagerly,
 asdex and sparsejac are compiled by `jax.jit`. Times belong to the machine and mean nothing by themselves."""
 
+COLOURS = """\
+How many colours each finds on the same patterns, fewer being fewer passes. *auto* may mix columns and
+rows."""
+
 HEAD = [
     "workload",
     "inputs",
@@ -203,6 +208,7 @@ def markdown(lines: list[Line], threads: int) -> str:
     )
     title = "# Sparse Jacobians and Hessians, side by side"
     parts = [title, header(threads), INTRODUCTION, table, remarks, MISSING]
+    parts += ["## Colours", COLOURS, colorings.table(None if MISSING else asdex)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -160,6 +160,13 @@ def test_options_are_refused():
             color(pattern, row_cost=bad)
 
 
+def test_a_colouring_by_hand_says_by_what():
+    with pytest.raises(
+        OptionError, match=r"Coloring.by='auto'.: expected one of 'columns', 'rows'"
+    ):
+        Coloring(band(4, 1), "auto", [0, 1, 2, 0])
+
+
 def test_a_hessian_has_to_be_symmetric():
     with pytest.raises(PatternError) as caught:
         color(SparsityPattern([0], [0], (2, 3)), by="symmetric")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,9 +12,9 @@ from torch import Tensor
 from tests.sparse import DETECTS
 from torchjac import SparsityPattern, color
 from torchjac.foundations.layout import Layout
-from torchjac.foundations.seeds import ColorSeeds
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 from torchjac.structure.decompression import Recovery
+from torchjac.structure.seeds import ColorSeeds
 
 SHAPES = st.lists(st.lists(st.integers(0, 3), max_size=2).map(tuple), min_size=1, max_size=3)
 
@@ -53,10 +54,10 @@ def recovered(
     sides: dict[str, list[Tensor]] = {"columns": [], "rows": []}
     if coloring.column_colors is not None:
         layout = Layout(primals)
-        seeds = ColorSeeds(layout, coloring.column_colors, coloring.num_column_colors)
+        seeds = ColorSeeds(layout, coloring.column_indices, coloring.num_column_colors)
         sides["columns"] = products(matrix.T, outputs, flat(seeds))
     if coloring.row_colors is not None:
-        seeds = ColorSeeds(Layout(outputs), coloring.row_colors, coloring.num_row_colors)
+        seeds = ColorSeeds(Layout(outputs), coloring.row_indices, coloring.num_row_colors)
         sides["rows"] = products(matrix, primals, flat(seeds))
     recovery = Recovery(coloring, Layout(outputs), Layout(primals))
     return recovery.blocks(sides["columns"], sides["rows"])
@@ -132,7 +133,7 @@ def test_a_sparse_tensor_keeps_the_rules_of_its_layout(layout: torch.layout) -> 
 
 def test_seeds_of_colours() -> None:
     leaves = [torch.empty(2, 2), torch.empty(()), torch.empty(3, dtype=torch.float64)]
-    seeds = ColorSeeds(Layout(leaves), torch.tensor([0, 1, -1, 0, 2, 1, 1, 0]), 3)
+    seeds = ColorSeeds(Layout(leaves), np.array([0, 1, -1, 0, 2, 1, 1, 0]), 3)
     first, second, third = (seeds.chunk(0, 3)[leaf] for leaf in range(3))
     assert first.tolist() == [[[1, 0], [0, 1]], [[0, 1], [0, 0]], [[0, 0], [0, 0]]]
     assert second.tolist() == [0, 0, 1]

@@ -19,7 +19,7 @@ from torchjac.evaluation.engines import Engine, Graph
 from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
-__all__ = ["assemble", "run"]
+__all__ = ["assemble", "refuse_other_values", "run"]
 
 
 class _Rows:
@@ -119,7 +119,7 @@ def _gather(engine: Engine, seeds: Seeds, size: int) -> list[list[Tensor]]:
             likes = _other_side(engine)
             return [[_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]]
         if draw is not None and start:
-            _refuse_other_values(engine.values, first_values)
+            refuse_other_values(engine.values, first_values)
         first_values = first_values or (engine.values if draw is not None else ())
         # A forward engine knows its outputs only now.
         rows = rows or _empty_rows(engine, seeds)
@@ -132,16 +132,16 @@ def _gather(engine: Engine, seeds: Seeds, size: int) -> list[list[Tensor]]:
     return [[gathered.whole() for gathered in row] for row in rows or _empty_rows(engine, seeds)]
 
 
-def _refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:
-    """Refuse to mix chunks of a function that draws from a generator which cannot be set back."""
+def refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Refuse to mix products of a function that draws from a generator which cannot be set back."""
     if not has_values(values):
         return
     for value, known in zip(values, first, strict=True):
         a, b = value.detach().double(), known.detach().double()
         if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True):
             raise RuntimeError(
-                "func gave other values when it was evaluated again, so that the chunks of forward mode "
-                "do not belong together (a random generator of its own, or another thread that draws)"
+                "func gave other values when it was evaluated again, so that the products do not "
+                "belong together (a random generator of its own, or another thread that draws)"
             )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchjac.foundations.layout import Layout, Section
 
-__all__ = ["Chunk", "ColorSeeds", "IdentitySeeds", "Seeds"]
+__all__ = ["Chunk", "IdentitySeeds", "Seeds"]
 
 Chunk: TypeAlias = "dict[int, Tensor]"
 
@@ -95,45 +95,3 @@ class IdentitySeeds(Seeds):
                 unit[row : row + length, first : first + length] = part
             units[leaf] = unit
         return units
-
-
-class ColorSeeds(Seeds):
-    """One seed per colour: the sum of the unit vectors of the positions that have it.
-
-    A seed touches every leaf, and all seeds are one group.
-    """
-
-    def __init__(self, layout: Layout, colors: Tensor, num_colors: int) -> None:
-        """Take ``colors`` of the positions of ``layout``, from 0, or -1 for no seed at all."""
-        self.layout = layout
-        self.total, self.counts = num_colors, [num_colors]
-        self._ones = [
-            _by_color(part, num_colors, device)
-            for part, (_, _, device) in zip(colors.split(layout.counts), layout.kinds, strict=True)
-        ]
-
-    def sections(self, start: int, stop: int) -> Iterator[Section]:
-        yield Section(0, start, 0, stop - start)
-
-    def _make(self, start: int, stop: int) -> dict[int, Tensor]:
-        units = {}
-        for leaf, (places, bounds) in enumerate(self._ones):
-            (_, dtype, device), count = self.layout.kinds[leaf], self.layout.counts[leaf]
-            unit = torch.zeros((stop - start) * count, dtype=dtype, device=device)
-            ones = places[bounds[start] : bounds[stop]]
-            unit.index_fill_(0, ones - start * count if start else ones, 1)
-            units[leaf] = unit.view(stop - start, count)
-        return units
-
-
-def _by_color(colors: Tensor, num_colors: int, device: torch.device) -> tuple[Tensor, list[int]]:
-    """Where the ones are in the flattened matrix ``(num_colors, count)`` of seeds, colour by colour.
-
-    Returns:
-        The places, and where in them each colour begins; the last number is where they all end.
-    """
-    order = colors.argsort(stable=True)
-    sizes = (colors + 1).bincount(minlength=num_colors + 1).cumsum(0)
-    colored = order[sizes[0] :]  # without those of colour -1
-    places = colors[colored] * len(colors) + colored
-    return places.to(device), (sizes - sizes[0]).tolist()

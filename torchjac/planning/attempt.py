@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
-from torchjac.evaluation.evaluator import assemble, run
+from torchjac.evaluation.evaluator import assemble, refuse_other_values, run
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.surroundings import Draw, exclusively, has_values, inside_transform
 from torchjac.foundations.layout import Layout
@@ -54,6 +54,7 @@ def _compressed(
     """Run the seeds of the colours through one engine, or both, and read the entries off."""
     products: dict[Direction, list[Tensor]] = {}
     passes, draw = 0, Draw(problem.primals) if way.both else None
+    first: Sequence[Tensor] = ()
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
@@ -61,6 +62,9 @@ def _compressed(
             engine = linearize(function, problem.primals, direction)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
+        if first:
+            refuse_other_values(engine.values, first)
+        first = engine.values
     blocks = compression.blocks(way, products, engine.values, problem.primals)
     return _answer(problem, way, function, engine, blocks, passes)
 
@@ -92,9 +96,23 @@ def _answer(
 
 def to_check(problem: Problem, way: Way, record: Record) -> bool:
     """Whether the options want what ``way`` finds compared with a trusted answer, and it can be."""
-    if problem.check == "never" or (problem.check == "first" and way in record.checked):
+    if problem.check == "never":
+        return False
+    if problem.check == "first" and way in record.checked and _is_settled(problem, record):
         return False
     return has_values(problem.primals)
+
+
+def _is_settled(problem: Problem, record: Record) -> bool:
+    """Whether what was right once is right for every call of the signature.
+
+    A pattern that was detected is one of the function's numbers and constants too. Where the signature
+    cannot tell these (an attribute of an object, an array, a tensor changed behind PyTorch's back),
+    every call is checked.
+    """
+    if problem.sparsity != "detect" or record.compression is None:
+        return True
+    return problem.is_sure() and not record.compression.relies_on_constants
 
 
 def _prepare(

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import Literal
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from torchjac.errors import PatternError
 from torchjac.evaluation.engines import Direction
 from torchjac.evaluation.surroundings import without_transforms
 from torchjac.foundations.layout import Layout
-from torchjac.foundations.seeds import ColorSeeds
 from torchjac.foundations.store import Store
 from torchjac.planning.modes import FORWARD_COST
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
-from torchjac.structure.coloring import Coloring, color
+from torchjac.structure.coloring import By, Coloring, color
 from torchjac.structure.decompression import Recovery
 from torchjac.structure.pattern import SparsityPattern
+from torchjac.structure.seeds import ColorSeeds
 
 __all__ = ["Compression"]
 
@@ -29,13 +30,14 @@ _colorings: Store[Coloring] = Store(most=64, heaviest=2**28)
 _BYTES_PER_ENTRY = 10 * 8
 
 
-def _colored(pattern: SparsityPattern, by: str) -> Coloring:
+def _colored(pattern: SparsityPattern, by: By | Literal["auto"]) -> Coloring:
     """Colour a pattern once, whoever asks: people give the same pattern to a transform in a loop."""
     key = (pattern, by)
     known = _colorings.get(key)
     if known is None:
         with without_transforms():
             known = color(pattern, by, row_cost=1, column_cost=FORWARD_COST)
+        asked: By | Literal["auto"]
         for asked in {by, known.by}:  # "auto" is one of the others
             _colorings.put((pattern, asked), known, _BYTES_PER_ENTRY * pattern.nnz)
     return known
@@ -63,9 +65,8 @@ class Compression:
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
         self._constants = [
-            (weakref.ref(tensor), tensor._version)
+            (weakref.ref(tensor), None if tensor.is_inference() else tensor._version)
             for tensor in constants
-            if not tensor.is_inference()
         ]
 
     @property
@@ -74,11 +75,16 @@ class Compression:
         return _BYTES_PER_ENTRY * self.pattern.nnz
 
     @property
+    def relies_on_constants(self) -> bool:
+        """Whether the values of captured tensors shaped the pattern."""
+        return bool(self._constants)
+
+    @property
     def is_stale(self) -> bool:
         """Whether a tensor that the pattern was found with has been changed in place."""
         for ref, version in self._constants:
             tensor = ref()
-            if tensor is not None and tensor._version != version:
+            if tensor is not None and version is not None and tensor._version != version:
                 return True
         return False
 
@@ -96,7 +102,7 @@ class Compression:
             f"after leaf."
         )
 
-    def chosen(self) -> str:
+    def chosen(self) -> By:
         """Whether columns, rows or both take the cheapest passes."""
         return _colored(self.pattern, "auto").by
 
@@ -104,12 +110,11 @@ class Compression:
         """The colours that ``way`` needs."""
         return _colored(self.pattern, self._by(way))
 
-    def _by(self, way: Way) -> str:
+    def _by(self, way: Way) -> By:
         if self.symmetric:
             return "symmetric"
         if way.both:
             return "bidirectional"
-        # A Jacobian of a gradient is differentiated by columns, in whichever mode goes over it.
         return "columns" if way.direction == "forward" else "rows"
 
     def directions(self, way: Way) -> tuple[Direction, ...]:
@@ -126,15 +131,15 @@ class Compression:
         if known is not None and known.layout.kinds == layout.kinds:
             return known
         coloring = self.coloring(way)
-        colors, number = coloring.row_colors, coloring.num_row_colors
-        if direction == "forward" or self.symmetric:
-            colors, number = coloring.column_colors, coloring.num_column_colors
+        by_columns = direction == "forward" or self.symmetric
+        colors = coloring.column_indices if by_columns else coloring.row_indices
+        if colors is None:  # see `directions`
+            colors = np.full(layout.total, -1)
+        if len(colors) != layout.total:
+            side = "columns" if direction == "forward" else "rows"
+            raise PatternError(self._misfit(f"{layout.total} {side}"))
+        number = coloring.num_column_colors if by_columns else coloring.num_row_colors
         with without_transforms():
-            if colors is None:  # see `directions`
-                colors = torch.full((layout.total,), -1)
-            if len(colors) != layout.total:
-                side = "columns" if direction == "forward" else "rows"
-                raise PatternError(self._misfit(f"{layout.total} {side}"))
             seeds = self._seeds[key] = ColorSeeds(layout, colors, number)
         return seeds
 

@@ -53,6 +53,8 @@ class Problem:
     layout: torch.layout = torch.strided
     compression: Compression | None = None
     """The sparsity put to use, once it is known."""
+    is_sure: Callable[[], bool] = lambda: True
+    """Whether the signature tells apart all that a pattern can depend on."""
 
     def ways(self, num_outputs: int) -> tuple[Way, ...]:
         """The ways that the options leave, best first."""

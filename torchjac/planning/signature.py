@@ -18,7 +18,7 @@ import torch
 
 from torchjac.foundations.pytree import flatten
 
-__all__ = ["of_arguments", "of_function"]
+__all__ = ["Search", "of_arguments", "of_function"]
 
 # What a closure holds beside functions and modules are values, and values do not change which code
 # runs; these do, because they are how switches are written.
@@ -27,6 +27,8 @@ _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 # Of a container or a text, so many items are looked at; functions and modules come in small numbers.
 _LONG = 64
+# Where functions come from whose globals stay as they are.
+_UNCHANGING = frozenset({"builtins", "functools", "math", "operator", "torch", "torchjac"})
 _VALUES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, types.ModuleType})
 
 
@@ -47,37 +49,43 @@ class _Identity:
         return isinstance(other, _Identity) and subject is not None and subject is other._ref()
 
 
-class _Search:
-    """What a description has come across, and how much it is to tell."""
+class Search:
+    """What descriptions have come across, and how much they are to tell.
 
-    __slots__ = ("found_module", "seen", "values")
+    Args:
+        values: whether numbers and tensors are told apart by what they hold.
+    """
+
+    __slots__ = ("found_module", "is_sure", "seen", "values")
 
     def __init__(self, values: bool = False) -> None:
         self.seen: set[int] = set()
-        self.found_module = False
         self.values = values
-        """Whether numbers and tensors are told apart by what they hold."""
+        self.found_module = False
+        self.is_sure = True
+        """Whether nothing was met whose contents the description leaves out: what is described the same
+        may else differ in a number."""
 
 
-def of_function(func: Any, *, values: bool = False) -> tuple[Hashable, bool]:
+def of_function(func: Any, search: Search | None = None) -> tuple[Hashable, bool]:
     """Describe ``func`` by its code and by the functions and modules that the code can reach.
 
     Args:
         func: the function.
-        values: whether the numbers and the tensors that it captures belong to the description. They
-            change no sizes, but a sparsity pattern depends on them: on the shift of a roll, on the
+        search: says whether the numbers and the tensors that it captures belong to the description.
+            They change no sizes, but a sparsity pattern depends on them: on the shift of a roll, on the
             zeros of a mask. A tensor that is changed in place remains the same one, and one that
             requires grad is left out, for no pattern depends on its values.
 
     Returns:
         The description, and whether a module was among what it reaches.
     """
-    search = _Search(values)
+    search = search or Search()
     described = _describe(func, search)
     return described, search.found_module
 
 
-def _describe(subject: Any, search: _Search) -> Any:
+def _describe(subject: Any, search: Search) -> Any:
     kind = type(subject)
     if kind in _VALUES:
         return _describe_value(subject) if search.values else kind
@@ -103,8 +111,11 @@ def _describe(subject: Any, search: _Search) -> Any:
     if isinstance(subject, (tuple, list, dict)):
         search.seen.add(id(subject))
         items = subject.values() if isinstance(subject, dict) else subject
+        search.is_sure &= len(subject) <= _LONG
         nested = [part for part in itertools.islice(items, _LONG) if _matters(part, search)]
         return (kind, *[_describe(part, search) for part in nested])
+    if isinstance(subject, slice):
+        return (slice, *[_describe(p, search) for p in (subject.start, subject.stop, subject.step)])
     return _describe_object(subject, search)
 
 
@@ -114,25 +125,24 @@ def _describe_value(subject: Any) -> Any:
     return (type(subject), subject) if isinstance(subject, (int, float)) else type(subject)
 
 
-def _describe_module(module: torch.nn.Module, search: _Search) -> Any:
-    search.found_module = True
+def _describe_module(module: torch.nn.Module, search: Search) -> Any:
+    search.found_module, search.is_sure = True, False
     # Training mode changes what runs: batch norm couples the samples, dropout draws.
     training = [module.training for module in module.modules()]
     held = [_describe_value(buffer) for buffer in module.buffers()] if search.values else ()
     return (_Identity(module), *training, *held)
 
 
-def _matters(part: Any, search: _Search) -> bool:
+def _matters(part: Any, search: Search) -> bool:
     # The rest of a container is values, and those of a log or a counter change with every call.
-    if callable(part) or isinstance(part, (tuple, list, dict)):
-        return True
-    return search.values and isinstance(part, (int, float, torch.Tensor, *_SWITCHES))
+    return search.values or callable(part) or isinstance(part, (tuple, list, dict))
 
 
-def _describe_object(subject: Any, search: _Search) -> Any:
+def _describe_object(subject: Any, search: Search) -> Any:
     """Describe a callable by its identity, anything else by its type, and both by what they hold."""
     kind = type(subject)
     search.seen.add(id(subject))
+    search.is_sure &= _is_torch(subject)
     held = [p for p in getattr(subject, "__dict__", {}).values() if _matters(p, search)]
     parts = [_describe(part, search) for part in held[:_LONG]]
     if not callable(subject):
@@ -143,7 +153,16 @@ def _describe_object(subject: Any, search: _Search) -> Any:
         return (kind, getattr(subject, "__qualname__", None))
 
 
-def _reached(function: types.FunctionType, search: _Search) -> list[Any]:
+def _is_torch(subject: Any) -> bool:
+    """Whether it is a function, a class or an op that nobody changes."""
+    if isinstance(subject, types.BuiltinFunctionType):
+        return True
+    if not isinstance(subject, (type, types.FunctionType, torch._ops.OpOverloadPacket)):
+        return False
+    return getattr(subject, "__module__", "").partition(".")[0] in _UNCHANGING
+
+
+def _reached(function: types.FunctionType, search: Search) -> list[Any]:
     """Describe the contents of a closure, the defaults, and the globals that the code names."""
     parts: list[Any] = []
     for cell in function.__closure__ or ():
@@ -165,9 +184,11 @@ def _reached(function: types.FunctionType, search: _Search) -> list[Any]:
             continue
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
+            search.is_sure &= _is_torch(known)
         elif isinstance(known, types.ModuleType):
-            held = [vars(known).get(attribute) for attribute in names]
+            held = [vars(known)[attribute] for attribute in names if attribute in vars(known)]
             parts += [_describe(p, search) for p in held if type(p) in _VALUES]
+            search.is_sure &= all(type(p) in _VALUES or _is_torch(p) for p in held)
         else:
             parts.append(_describe(known, search))
     return parts
@@ -181,19 +202,17 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 
 
 def of_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], *, values: bool = False
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], search: Search | None = None
 ) -> Hashable:
-    """Describe arguments by tree, shapes, dtypes and devices.
-
-    ``values`` is as for `of_function`, but of tensors that come as arguments they never matter.
-    """
+    """Describe arguments by tree, shapes, dtypes and devices; others are described as captured ones."""
     if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
         return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
+    search = search or Search()
     leaves, spec = flatten((args, dict(kwargs)))
     described = [
         (leaf.shape, leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)
-        else _describe(leaf, _Search(values))
+        else _describe(leaf, search)
         for leaf in leaves
     ]
     return (spec, *described)

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torchjac.errors import PatternError, StructureError, TorchjacFallbackWarning
+from torchjac.errors import (
+    PatternError,
+    StructureError,
+    TorchjacError,
+    TorchjacFallbackWarning,
+)
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.surroundings import exclusively, is_out_of_memory, without_transforms
+from torchjac.evaluation.surroundings import Draw, exclusively, is_out_of_memory, without_transforms
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.look import evaluate_plainly
@@ -57,11 +62,18 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
     Returns:
         The pattern, and the captured tensors that it holds for as long as these do not change.
     """
+    if torch._C._len_torch_dispatch_stack() or not _are_real(problem.primals):
+        raise StructureError(
+            f"{problem.name}: a pattern cannot be detected on tensors without values, nor within a function "
+            f"whose own pattern is being detected. Give the inner one a pattern, or sparsity=None."
+        )
     # It loads SciPy, and much of PyTorch that nobody else needs.
     from torchjac.structure.detection import linear_pattern
 
     function = _differentiated(problem, problem.function)
-    outputs = evaluate_plainly(lambda primals: function(primals)[0], problem.primals)
+    with torch.inference_mode(False), Draw(problem.primals).aside():
+        point = [p.clone() if p.is_inference() else p for p in problem.primals]
+        outputs = evaluate_plainly(lambda primals: function(primals)[0], point)
     others, substituted = problem.others() if problem.others else ([], None)
     sides = [_kinds(leaves) for leaves in (problem.primals, outputs, others)]
 
@@ -72,14 +84,15 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
         n = len(problem.primals)
         return _differentiated(problem, substituted(point[n:])), point[:n]
 
-    with without_transforms(), exclusively():
+    with torch.inference_mode(False), without_transforms(), exclusively():
         primals, likes, unknown = [[_zeros(*kind) for kind in side] for side in sides]
         point = [*primals, *unknown]
         try:
             found = linear_pattern(lambda p, u: _pull(*at(p), u), point, likes)
             pattern = SparsityPattern.from_scipy(found.matrix).T
         except Exception as error:
-            if problem.order == 2 or is_out_of_memory(error):
+            own = isinstance(error, TorchjacError) and not isinstance(error, StructureError)
+            if problem.order == 2 or own or is_out_of_memory(error):
                 raise
             # No backward rule, or one that cannot be seen through.
             found = _pushed(lambda p, v: _push(*at(p), v), point, primals, error)
@@ -105,6 +118,10 @@ def _pushed(
         if is_out_of_memory(error):
             raise
         raise refusal from None
+
+
+def _are_real(primals: Sequence[Tensor]) -> bool:
+    return not any(primal.is_meta or hasattr(primal, "fake_mode") for primal in primals)
 
 
 def _tell_of_unknown(problem: Problem, found: Detected) -> None:

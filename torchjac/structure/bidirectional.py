@@ -81,6 +81,8 @@ def _splits(
     """
     (m, n), (rows, cols) = pattern.shape, pattern.coo
     counts = np.diff(pattern.csr[0])
+    if not counts.size or counts.min() == counts.max():
+        return  # no row is fuller than another
     # The entries from the fullest row down, and how many each has above it in its column.
     order = np.argsort(-counts[rows], kind="stable")
     by_column = np.argsort(cols[order], kind="stable")
@@ -102,6 +104,8 @@ def _splits(
 
 
 def _star_colorings(pattern: SparsityPattern) -> Iterator[tuple[Indices, Indices]]:
+    if 2 * pattern.nnz > _EFFORT:
+        return
     (m, n), (rows, cols) = pattern.shape, pattern.coo
     # Vertices 0 to n - 1 are the columns, n to n + m - 1 the rows.
     both = SparsityPattern._sorted(
@@ -110,8 +114,6 @@ def _star_colorings(pattern: SparsityPattern) -> Iterator[tuple[Indices, Indices
         (n + m, n + m),
     )
     degree, neighbours = np.diff(both.csr[0]), Lists.of(*both.csr)
-    if both.nnz > _EFFORT:
-        return
     for order in star_orders(degree, _EFFORT // (both.nnz + 1)):
         colors = star_colors(neighbours, order, proper=False)
         yield _without_needless(pattern, colors[:n], colors[n:])

@@ -40,6 +40,7 @@ class Coloring:
         row_colors: likewise of each row.
 
     Raises:
+        OptionError: ``by`` is not one of those.
         PatternError: there is not one integer per column and row, from -1.
 
     Example:
@@ -61,6 +62,8 @@ class Coloring:
         column_colors: Any = None,
         row_colors: Any = None,
     ) -> None:
+        if by not in _CHOICES[:-1]:
+            raise OptionError(f"Coloring(by={by!r}): expected one of {_words(_CHOICES[:-1])}.")
         m, n = pattern.shape
         self._pattern, self._by = pattern, by
         self._columns = _as_colors("column_colors", column_colors, n, by != "rows")
@@ -100,6 +103,16 @@ class Coloring:
     def row_colors(self) -> Tensor | None:
         """The colour of each row, int64 ``(m,)``, or None; -1 takes part in no pass."""
         return None if self._rows is None else torch.from_numpy(self._rows)
+
+    @property
+    def column_indices(self) -> Indices | None:
+        """`column_colors` as a NumPy array."""
+        return self._columns
+
+    @property
+    def row_indices(self) -> Indices | None:
+        """`row_colors` as a NumPy array."""
+        return self._rows
 
     @property
     def colors(self) -> Tensor:
@@ -292,10 +305,14 @@ def _check_options(pattern: object, by: object, costs: dict[str, Any]) -> None:
             f"SparsityPattern.from_dense and from_scipy make one of a matrix."
         )
     if by not in _CHOICES:
-        raise OptionError(f"color(by={by!r}): expected one of {', '.join(map(repr, _CHOICES))}.")
+        raise OptionError(f"color(by={by!r}): expected one of {_words(_CHOICES)}.")
     for name, cost in costs.items():
         if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 < cost < math.inf:
             raise OptionError(f"color({name}={cost!r}): expected a positive number.")
+
+
+def _words(choices: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, choices))
 
 
 def _check_symmetric(pattern: SparsityPattern) -> None:

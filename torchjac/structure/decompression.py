@@ -36,13 +36,13 @@ class Recovery:
         self.coloring, self.outputs, self.primals = coloring, outputs, primals
         pattern, device = coloring.pattern, primals.kinds[0][2]
         m, n = pattern.shape
-        group, position = coloring.group.numpy(), coloring.position.numpy()
+        from_columns, group, position = coloring.recovery
         places = np.where(
-            coloring.from_columns.numpy(),
+            from_columns,
             group * m + position,
             coloring.num_column_colors * m + group * n + position,
         )
-        rows, cols = pattern.rows.numpy(), pattern.cols.numpy()
+        rows, cols = pattern.coo
         out, row = _in_leaves(rows, outputs.counts)
         into, col = _in_leaves(cols, primals.counts)
         block = out * len(primals.counts) + into

@@ -8,7 +8,7 @@ one column costs as many steps as it has entries.
 Source:
     Curtis, Powell & Reid, *On the Estimation of Sparse Jacobian Matrices* (1974); Coleman & Moré,
     *Estimation of Sparse Jacobian Matrices and Graph Coloring Problems* (1983), on orders;
-    Gebremedhin, Manne & Pothen, *What Color Is Your Jacobian?* (2005), section 3 and algorithm 3.1.
+    Gebremedhin, Manne & Pothen, *What Color Is Your Jacobian?* (2005), on partial distance-2 colouring.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torchjac.structure.pattern import Indices
 __all__ = ["Classes"]
 
 # Columns looked at in all, some hundred nanoseconds each, for one pattern.
-_EFFORT = 800_000
+_EFFORT = 250_000
 # Columns placed without fewer of them waiting than ever before; then the class is given up.
 _PATIENCE = 3_000
 

@@ -46,7 +46,7 @@ class SparsityPattern:
         ((4, 4), 8)
         >>> pattern
         SparsityPattern(4×4, nnz=8, 50.0%)
-        ⢳⡘
+        ⠳⣌
         >>> pattern == pattern.T, pattern.covers(pattern & pattern.T)
         (False, True)
     """

@@ -7,7 +7,7 @@ differ, and every path on four vertices has three colours at least; so of the tw
 Source:
     Coleman & Moré, *Estimation of Sparse Hessian Matrices and Graph Coloring Problems* (1984);
     Gebremedhin, Tarafdar, Manne & Pothen, *New Acyclic and Star Coloring Algorithms with Application to
-    Computing Hessians* (2007), section 4; on colours that nothing needs, Montoison, Dalle &
+    Computing Hessians* (2007); on colours that nothing needs, Montoison, Dalle &
     Gebremedhin, *Revisiting Sparse Matrix Coloring and Bicoloring* (2025).
 """
 

@@ -1,9 +1,9 @@
 """Is a colouring right? Checked by the definitions, slowly, with nothing shared with what made it.
 
 Source:
-    Gebremedhin, Manne & Pothen, *What Color Is Your Jacobian?* (2005), definitions 3.2 (structurally
-    orthogonal columns) and 4.3 (star colouring); Coleman & Moré (1984); Montoison, Dalle &
-    Gebremedhin (2025) on neutral vertices.
+    Gebremedhin, Manne & Pothen, *What Color Is Your Jacobian?* (2005), on structurally orthogonal
+    columns and on star colouring; Coleman & Moré (1984); Montoison, Dalle & Gebremedhin (2025) on
+    neutral vertices.
 """
 
 from __future__ import annotations

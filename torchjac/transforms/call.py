@@ -14,7 +14,7 @@ from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.surroundings import exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.planning.problem import Answer
-from torchjac.planning.signature import of_arguments, of_function
+from torchjac.planning.signature import Search, of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
 
 __all__ = ["Call", "Outcome"]
@@ -81,6 +81,8 @@ class Call:
         self._outcome: Outcome | None = None
         # A thread that differentiates a module by its parameters may swap them meanwhile.
         self._runs_module = isinstance(func, torch.nn.Module)
+        self.is_sure = True
+        """Whether the signature tells all that the function captured; known once it was asked for."""
         self.captures_primals = options.argnums == PARAMS
         """Whether the function finds its primals by itself, because they are a module's parameters."""
         if options.argnums == PARAMS:
@@ -214,9 +216,10 @@ class Call:
 
     def signature(self) -> Hashable:
         """What makes another call the same as this one."""
-        values = self.options.sparsity == "detect"
-        function, self._runs_module = of_function(self._func, values=values)
-        arguments = of_arguments(tuple(self._args), self._kwargs, values=values)
+        search = Search(values=self.options.sparsity is not None)
+        function, self._runs_module = of_function(self._func, search)
+        arguments = of_arguments(tuple(self._args), self._kwargs, search)
+        self.is_sure = search.is_sure
         return (self.options, function, arguments)
 
     def others(self) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]:

@@ -90,6 +90,7 @@ def hessian(
                 check=options.check,
                 sparsity=options.sparsity,
                 others=call.others,
+                is_sure=lambda: call.is_sure,
                 layout=options.layout,
             )
         )

@@ -115,6 +115,7 @@ def jac(
                 check=options.check,
                 sparsity=options.sparsity,
                 others=call.others,
+                is_sure=lambda: call.is_sure,
                 layout=options.layout,
             )
         )
