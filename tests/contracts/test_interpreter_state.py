@@ -120,7 +120,28 @@ def test_the_level_of_forward_mode_is_told():
         assert torch.autograd.forward_ad._current_level == 0
 
 
-# torchjac/evaluation/surroundings.py: without_transforms
+# torchjac/evaluation/surroundings.py: without_transforms, without_modes, inside_vmap
+
+
+def test_the_stack_says_which_transforms_there_are():
+    functorch, seen = torch._C._functorch, []
+
+    def func(x):
+        vmap = functorch.TransformType.Vmap
+        seen.append([layer.key() == vmap for layer in functorch.get_interpreter_stack()])
+        return x.sum()
+
+    torch.func.vmap(torch.func.grad(func))(torch.ones(2, 3))
+    assert seen == [[True, False]]
+    assert not functorch.get_interpreter_stack()
+
+
+def test_dispatch_modes_can_be_stepped_out_of():
+    if not SINCE_2_1:
+        pytest.skip("only what detects patterns needs it, and that came with torch 2.1")
+    with FakeTensorMode(), torch.utils._python_dispatch._disable_current_modes():
+        assert torch._C._len_torch_dispatch_stack() == 0
+        assert torch.ones(2).tolist() == [1, 1]
 
 
 def test_the_layers_of_transforms_can_be_taken_off_and_put_back():
@@ -139,3 +160,13 @@ def test_the_layers_of_transforms_can_be_taken_off_and_put_back():
     got = torch.func.vmap(torch.func.grad(func))(x)
     torch.testing.assert_close(got, x.cos())
     assert seen == [(2, [1.0, 1.0])]
+
+
+# torchjac/structure/blocks.py
+
+
+def test_a_tensor_tells_whether_a_transform_has_wrapped_it():
+    is_wrapped, seen = torch._C._functorch.is_functorch_wrapped_tensor, []
+    torch.func.vmap(lambda x: (seen.append(is_wrapped(x)), x)[1])(torch.ones(2))
+    torch.func.grad(lambda x: (seen.append(is_wrapped(x)), x)[1])(torch.ones(()))
+    assert [*seen, is_wrapped(torch.ones(2))] == [True, True, False]

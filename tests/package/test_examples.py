@@ -25,6 +25,12 @@ def test_brusselator(capsys: pytest.CaptureFixture[str]) -> None:
     load("brusselator").main(size=6)
     printed = capsys.readouterr().out
     assert "SparsityPattern(72×72, nnz=432" in printed
-    steps = [line.split()[-3] for line in printed.splitlines() if "SciPy's" in line or "torchjac," in line]
+    steps = [
+        line.split()[-3]
+        for line in printed.splitlines()
+        if "SciPy's" in line or "torchjac," in line
+    ]
     assert len(steps) == 3
-    assert len(set(steps)) <= 2, "an exact Jacobian takes the steps that differences take, or nearly"
+    assert len(set(steps)) <= 2, (
+        "an exact Jacobian takes the steps that differences take, or nearly"
+    )

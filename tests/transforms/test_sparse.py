@@ -157,7 +157,11 @@ def test_a_wrong_rule_is_not_blamed_on_the_pattern() -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "text"),
     [
-        ({"sparsity": "auto"}, OptionError, "(sparsity='auto'): expected one of 'detect'"),
+        (
+            {"sparsity": "auto"},
+            OptionError,
+            "(sparsity='auto'): expected None, 'detect', a SparsityPattern",
+        ),
         (
             {"sparsity": torch.ones(3, 3)},
             OptionTypeError,

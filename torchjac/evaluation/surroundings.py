@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 __all__ = [
     "Draw",
@@ -21,7 +23,9 @@ __all__ = [
     "exclusively",
     "has_values",
     "inside_transform",
+    "inside_vmap",
     "is_out_of_memory",
+    "without_modes",
     "without_transforms",
 ]
 
@@ -42,6 +46,12 @@ def inside_transform() -> bool:
     return _functorch.peek_interpreter_stack() is not None
 
 
+def inside_vmap() -> bool:
+    """True where one of the transforms around is vmap."""
+    layers = _functorch.get_interpreter_stack() or ()
+    return any(layer.key() == _functorch.TransformType.Vmap for layer in layers)
+
+
 @contextlib.contextmanager
 def without_transforms() -> Iterator[None]:
     """Step out of vmap, grad, jvp, ... within the block, for what concerns shapes and indices alone."""
@@ -53,6 +63,12 @@ def without_transforms() -> Iterator[None]:
     finally:
         while layers:
             _functorch.push_dynamic_layer_stack(layers.pop())
+
+
+def without_modes() -> contextlib.AbstractContextManager[object]:
+    """Step out of dispatch modes (fake tensors, counters of operations) as well; since torch 2.1."""
+    step_out = getattr(_python_dispatch, "_disable_current_modes", contextlib.nullcontext)
+    return cast("contextlib.AbstractContextManager[object]", step_out())
 
 
 def carry_tangents(tensors: Sequence[Tensor]) -> bool:

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 from torch import Tensor
 
 from torchjac.errors import PatternError
@@ -133,9 +132,7 @@ class Compression:
         coloring = self.coloring(way)
         by_columns = direction == "forward" or self.symmetric
         colors = coloring.column_indices if by_columns else coloring.row_indices
-        if colors is None:  # see `directions`
-            colors = np.full(layout.total, -1)
-        if len(colors) != layout.total:
+        if colors is not None and len(colors) != layout.total:
             side = "columns" if direction == "forward" else "rows"
             raise PatternError(self._misfit(f"{layout.total} {side}"))
         number = coloring.num_column_colors if by_columns else coloring.num_row_colors

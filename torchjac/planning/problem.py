@@ -62,7 +62,7 @@ class Problem:
         if self.order == 2:
             return hessian_ways(self.mode, num_outputs, vectorise=vectorise)
         if self.compression is not None:
-            return compressed_ways(self.mode, self.compression.chosen(), vectorise=vectorise)
+            return compressed_ways(self.mode, self.compression.chosen, vectorise=vectorise)
         num_inputs = Layout(self.primals, batched=self.batched).total
         return jacobian_ways(self.mode, num_inputs, num_outputs, vectorise=vectorise)
 

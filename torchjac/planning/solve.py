@@ -9,11 +9,17 @@ from collections.abc import Hashable
 
 import torch
 
-from torchjac.errors import TorchjacError, UnsupportedError
+from torchjac.errors import SparsityMismatchError, TorchjacError, UnsupportedError
 from torchjac.evaluation.engines import linearize
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.graphs import describe
-from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
+from torchjac.evaluation.surroundings import (
+    Draw,
+    compiling,
+    inside_transform,
+    inside_vmap,
+    is_out_of_memory,
+)
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.fallback import Refusals, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
@@ -38,6 +44,8 @@ def solve(problem: Problem) -> Answer:
             return solve(problem)
     # What was made in inference mode can be no part of a graph; a copy can.
     problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    if problem.layout is not torch.strided and inside_transform():
+        _refuse_layout(problem)
     key = problem.signature()
     record = recall(key)
     if problem.slower is None:
@@ -62,6 +70,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     draw = None
     if record is not None and record.compression is not None and record.compression.is_stale:
         record = None
+    is_new = record is None
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
     if record is None:
@@ -69,10 +78,18 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         remember(key, record)
     problem.compression = record.compression
     answer = _first_that_works(problem, record, draw)
-    if draw is not None and to_check(problem, answer.way, record):
-        known = record
-        answer = verified(problem, answer, known, draw, lambda way: attempt(problem, way, known))
-    return answer
+    if draw is None or not to_check(problem, answer.way, record):
+        return answer
+    known = record
+    try:
+        return verified(problem, answer, known, draw, lambda way: attempt(problem, way, known))
+    except SparsityMismatchError:
+        if is_new or problem.sparsity != "detect":
+            raise
+    # What was detected for an earlier call is not true any more: a number that the signature cannot
+    # tell has changed.
+    draw.again()
+    return _solve(problem, key, None)
 
 
 def _first_look(problem: Problem, draw: Draw) -> Record:
@@ -130,6 +147,15 @@ def _blame(problem: Problem) -> None:
     """Evaluate the function plainly: if it raises there too, the exception is the function's own."""
     with Draw(problem.primals).aside():
         evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
+
+
+def _refuse_layout(problem: Problem) -> None:
+    """PyTorch cannot batch sparse tensors, nor differentiate CSR tensors through torch.func."""
+    if problem.layout is torch.sparse_csr or inside_vmap():
+        raise UnsupportedError(
+            f"{problem.name}(layout={problem.layout}): PyTorch's transforms (vmap, grad, ...) cannot handle "
+            f"such a result. Use layout=torch.strided within them."
+        )
 
 
 def _traced(problem: Problem) -> Answer:

@@ -22,7 +22,13 @@ from torchjac.errors import (
 )
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.surroundings import Draw, exclusively, is_out_of_memory, without_transforms
+from torchjac.evaluation.surroundings import (
+    Draw,
+    exclusively,
+    is_out_of_memory,
+    without_modes,
+    without_transforms,
+)
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.look import evaluate_plainly
@@ -62,7 +68,7 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
     Returns:
         The pattern, and the captured tensors that it holds for as long as these do not change.
     """
-    if torch._C._len_torch_dispatch_stack() or not _are_real(problem.primals):
+    if not _are_real(problem.primals):
         raise StructureError(
             f"{problem.name}: a pattern cannot be detected on tensors without values, nor within a function "
             f"whose own pattern is being detected. Give the inner one a pattern, or sparsity=None."
@@ -84,7 +90,7 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
         n = len(problem.primals)
         return _differentiated(problem, substituted(point[n:])), point[:n]
 
-    with torch.inference_mode(False), without_transforms(), exclusively():
+    with torch.inference_mode(False), without_transforms(), without_modes(), exclusively():
         primals, likes, unknown = [[_zeros(*kind) for kind in side] for side in sides]
         point = [*primals, *unknown]
         try:
@@ -95,7 +101,7 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
             if problem.order == 2 or own or is_out_of_memory(error):
                 raise
             # No backward rule, or one that cannot be seen through.
-            found = _pushed(lambda p, v: _push(*at(p), v), point, primals, error)
+            found = _pushed(problem.name, lambda p, v: _push(*at(p), v), point, primals, error)
             pattern = SparsityPattern.from_scipy(found.matrix)
     _tell_of_unknown(problem, found)
     # A Hessian is symmetric, so what is found on one side only is no nonzero.
@@ -104,6 +110,7 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
 
 
 def _pushed(
+    name: str,
     push: Callable[..., Sequence[Tensor]],
     point: Sequence[Tensor],
     tangents: Sequence[Tensor],
@@ -117,7 +124,13 @@ def _pushed(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        raise refusal from None
+        if isinstance(refusal, StructureError):
+            raise refusal from None
+        raise StructureError(
+            f"{name}: func cannot be followed on tensors without values ({refusal}). If it captures a tensor "
+            f"of a surrounding transform, pass that as an argument; else give the pattern by hand, or "
+            f"sparsity=None."
+        ) from refusal
 
 
 def _are_real(primals: Sequence[Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torchjac.evaluation.engines import Direction
@@ -53,14 +54,15 @@ def jacobian_ways(
     return _ladder([(first, None), (second, None)], vectorise)
 
 
-def compressed_ways(mode: str, chosen: str, *, vectorise: bool) -> tuple[Way, ...]:
-    """Order the ways to a sparse Jacobian, given what the colouring ``chosen`` has colours for.
+def compressed_ways(mode: str, choose: Callable[[], str], *, vectorise: bool) -> tuple[Way, ...]:
+    """Order the ways to a sparse Jacobian; ``choose`` tells what the cheapest colouring has colours for.
 
     Column colours are seeds of forward mode, row colours of reverse mode, and a bidirectional
     colouring takes both.
     """
     if mode != "auto":
         return _ladder([(_direction(mode), None)], vectorise)
+    chosen = choose()
     first: Direction = "reverse" if chosen == "rows" else "forward"
     second: Direction = "reverse" if first == "forward" else "forward"
     ladder = _ladder([(first, None), (second, None)], vectorise)

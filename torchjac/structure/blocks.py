@@ -12,8 +12,10 @@ from torch import Tensor
 
 __all__ = ["LAYOUTS", "BlockIndex", "SparseBlock"]
 
-# Before torch 2.1 there is no saying so.
+# Before torch 2.1 that is said afterwards.
 _COALESCED: dict[str, Any] = {"is_coalesced": True} if hasattr(torch, "compiler") else {}
+
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 LAYOUTS = (torch.strided, torch.sparse_coo, torch.sparse_csr)
 
@@ -90,7 +92,7 @@ def _announce_csr() -> None:
     """Let PyTorch say once that its CSR tensors are new, and say it to nobody."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.eye(1).to_sparse_csr()
+        torch.eye(1, device="cpu").to_sparse_csr()
 
 
 class SparseBlock(NamedTuple):
@@ -109,16 +111,32 @@ class SparseBlock(NamedTuple):
         rows, columns = where.output.numel(), where.primal.numel()
         if layout is torch.strided:
             # (nnz,) -> (out.numel * in.numel,) -> (*out, *in)
-            dense = values.new_zeros(rows * columns).index_copy(0, where.flat, values)
+            dense = values.new_zeros(rows * columns)
+            if _is_wrapped(values):  # vmap has no rule for the variant in place
+                dense = dense.index_copy(0, where.flat, values)
+            else:
+                dense.index_copy_(0, where.flat, values)
             return dense.reshape(where.shape)
         if layout is torch.sparse_csr:
             _announce_csr()
             return torch.sparse_csr_tensor(
-                where.row_starts, where.cols, values, (rows, columns), check_invariants=False
+                where.row_starts.clone(),
+                where.cols.clone(),
+                values,
+                (rows, columns),
+                device=values.device,
+                check_invariants=False,
             )
-        return torch.sparse_coo_tensor(
-            where.coordinates, values, where.shape, check_invariants=False, **_COALESCED
+        # What is handed out may be written into, its indices too.
+        found = torch.sparse_coo_tensor(
+            where.coordinates.clone(),
+            values,
+            where.shape,
+            device=values.device,
+            check_invariants=False,
+            **_COALESCED,
         )
+        return found if _COALESCED else found._coalesced_(True)
 
     def times(self, tangent: Tensor) -> Tensor:
         """J·v for a flat ``v``."""

@@ -194,13 +194,13 @@ class SparsityPattern:
 
     @property
     def rows(self) -> Tensor:
-        """The row of every entry: int64 ``(nnz,)`` on the CPU, in row-major order; not to be written to."""
-        return torch.from_numpy(self._rows)
+        """The row of every entry: int64 ``(nnz,)`` on the CPU, in row-major order; a copy."""
+        return torch.from_numpy(self._rows.copy())
 
     @property
     def cols(self) -> Tensor:
-        """The column of every entry, in the order of `rows`; not to be written to."""
-        return torch.from_numpy(self._cols)
+        """The column of every entry, in the order of `rows`; a copy."""
+        return torch.from_numpy(self._cols.copy())
 
     @property
     def coo(self) -> tuple[Indices, Indices]:

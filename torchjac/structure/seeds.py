@@ -22,13 +22,15 @@ class ColorSeeds(Seeds):
 
     Args:
         layout: the leaves.
-        colors: of the positions of ``layout``, from 0, or -1 for no seed at all.
+        colors: of the positions of ``layout``, from 0, or -1 for no seed at all; None if there are none.
         num_colors: how many colours there are.
     """
 
-    def __init__(self, layout: Layout, colors: Indices, num_colors: int) -> None:
+    def __init__(self, layout: Layout, colors: Indices | None, num_colors: int) -> None:
         self.layout = layout
         self.total, self.counts = num_colors, [num_colors]
+        if colors is None:
+            colors = np.full(layout.total, -1)
         parts = np.split(colors, np.cumsum(layout.counts)[:-1])
         self._ones = [
             _by_color(part, num_colors, device)

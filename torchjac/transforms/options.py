@@ -95,13 +95,18 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Literal["detect"]
     """Take what may be given for a pattern, and refuse what is none."""
     if isinstance(sparsity, SparsityPattern):
         return sparsity
+    meaning = "expected None, 'detect', a SparsityPattern or a boolean matrix"
     if isinstance(sparsity, str):
-        check_choice(name, "sparsity", sparsity, ("detect",))
+        if sparsity != "detect":
+            raise OptionError(f"{name}(sparsity={sparsity!r}): {meaning}.")
         return "detect"
     boolean = getattr(sparsity, "dtype", None) in (torch.bool, bool)
     if boolean and isinstance(sparsity, Tensor) and sparsity.dim() == 2:
         with without_transforms():
-            return SparsityPattern.from_dense(sparsity)
+            if sparsity.layout is torch.strided:
+                return SparsityPattern.from_dense(sparsity)
+            rows, cols = sparsity.to_sparse_coo().coalesce().indices()
+            return SparsityPattern.from_coo(rows, cols, tuple(sparsity.shape))
     if boolean and getattr(sparsity, "ndim", None) == 2 and not isinstance(sparsity, Tensor):
         made = (
             SparsityPattern.from_scipy if hasattr(sparsity, "tocsr") else SparsityPattern.from_dense
@@ -111,7 +116,7 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Literal["detect"]
     if hasattr(sparsity, "dtype"):
         got = f"{got} of {sparsity.dtype} and shape {tuple(sparsity.shape)}"
     raise OptionTypeError(
-        f"{name}(sparsity=...): expected None, 'detect', a SparsityPattern or a boolean matrix, got {got}. "
+        f"{name}(sparsity=...): {meaning}, got {got}. "
         f"SparsityPattern.from_dense and from_scipy take the nonzeros of other matrices."
     )
 
