@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -250,3 +251,111 @@ def test_a_branch_on_values() -> None:
         torchjac.jac(func, sparsity=torch.eye(3, dtype=torch.bool))(point(3)),
         torchjac.jac(func)(point(3)),
     )
+
+
+class Shifts:
+    """An attribute of a class, which no signature looks at."""
+
+    by = 1
+
+
+def opaque_functions() -> dict[str, tuple[Any, Any]]:
+    """Functions of one code whose pattern changes with something that a signature cannot tell."""
+    shifts, weights = Shifts(), np.eye(6)
+    captured = torch.from_numpy(weights)
+    order, mask = np.arange(6), torch.eye(6, dtype=torch.float64)
+
+    class Rolled(torch.nn.Module):
+        by = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.roll(self.by) * x
+
+    module = Rolled()
+
+    def change_order() -> None:
+        order[:] = order[::-1].copy()
+
+    return {
+        "attribute of a class": (lambda x: x.roll(shifts.by) * x, lambda: setattr(Shifts, "by", 2)),
+        "array": (lambda x: x[order] * x, change_order),
+        "attribute of a module": (module, lambda: setattr(module, "by", 3)),
+        "memory of a captured tensor": (
+            lambda x: captured @ x,
+            lambda: weights.__setitem__((0, 3), 2.0),
+        ),
+        "data of a captured tensor": (
+            lambda x: mask @ x,
+            lambda: mask.data.__setitem__((0, 3), 2.0),
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(opaque_functions()))
+def test_what_a_signature_cannot_tell_is_checked_at_every_call(name: str) -> None:
+    func, change = opaque_functions()[name]
+    Shifts.by = 1
+    x, sparse = point(6), torchjac.jac(func, sparsity="detect")
+    torch.testing.assert_close(sparse(x), torchjac.jac(func, mode="forward")(x), **CLOSE)
+    change()
+    torch.testing.assert_close(sparse(x), torchjac.jac(func, mode="forward")(x), **CLOSE)
+
+
+def test_slices_and_ranges_are_told_apart() -> None:
+    x = point(8)
+    for part in (slice(0, 4), slice(4, 8)):
+        got = torchjac.jac(lambda x, part=part: x[part] * 2, sparsity="detect")(x)
+        torch.testing.assert_close(got, 2 * torch.eye(8, dtype=torch.float64)[part])
+    for order in (range(8), range(7, -1, -1)):
+        got = torchjac.jac(lambda x, order=order: x[list(order)] * 2, sparsity="detect")(x)
+        torch.testing.assert_close(got, 2 * torch.eye(8, dtype=torch.float64)[list(order)])
+
+
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        x = point(6)
+        assert torchjac.jac_sparsity(tridiagonal)(x).nnz == 16
+        got = torchjac.jac(tridiagonal, sparsity="detect")(x)
+    torch.testing.assert_close(got, torchjac.jac(tridiagonal)(point(6)), **CLOSE)
+
+
+def test_finding_a_pattern_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    torchjac.jac_sparsity(torch.nn.functional.dropout)(point(6))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_pattern_of_a_sparse_jacobian() -> None:
+    pattern = torchjac.jac_sparsity(tridiagonal)(point(4))
+    again = torchjac.jac_sparsity(torchjac.jac(tridiagonal, sparsity=pattern))(point(4))
+    dense = torchjac.jac_sparsity(torchjac.jac(tridiagonal))(point(4))
+    assert dense.covers(again)
+    assert again.nnz
+
+
+def test_a_captured_tensor_of_a_surrounding_transform() -> None:
+    def scaled(x: Tensor, scale: Tensor) -> Tensor:
+        return torchjac.jac(lambda x: tridiagonal(x) * scale, sparsity="detect")(x)
+
+    xs = torch.randn(2, 5, dtype=torch.float64)
+    with pytest.raises(StructureError, match="pass that as an argument"):
+        torch.func.vmap(scaled)(xs, xs)
+
+
+def test_within_another_detection() -> None:
+    sparse = torchjac.jac(torchjac.jac(tridiagonal, sparsity="detect"), sparsity="detect")
+    expected = torchjac.jac(torchjac.jac(tridiagonal))(point(5))
+    torch.testing.assert_close(sparse(point(5)), expected, **CLOSE)
+    # PyTorch's own transforms still work: no layer or mode was left behind.
+    torch.func.grad(lambda x: (x.sin() * x).sum())(point(5))
+
+
+def test_an_op_without_a_rule_is_named() -> None:
+    def func(x: Tensor) -> Tensor:
+        return torch.nn.functional.multi_margin_loss(
+            x.reshape(2, 3), torch.tensor([0, 2]), reduction="none"
+        )
+
+    with pytest.warns(TorchjacFallbackWarning, match="no rule for aten"):
+        pattern = torchjac.jac_sparsity(func)(point(6))
+    assert pattern.nnz == 12

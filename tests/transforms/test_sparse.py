@@ -9,14 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import torchjac
-from tests.sparse import DETECTS, band, point, rosenbrock, tridiagonal
+from tests.sparse import DETECTS, arrow, band, point, rosenbrock, tridiagonal
 from torchjac import SparsityPattern
 from torchjac.errors import (
+    ArgumentTypeError,
     DerivativeMismatchWarning,
     OptionError,
     OptionTypeError,
     PatternError,
     SparsityMismatchError,
+    TorchjacFallbackWarning,
+    UnsupportedError,
 )
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -191,3 +194,64 @@ def test_a_hessian_pattern_that_is_not_symmetric() -> None:
     pattern[0, 1] = False
     with pytest.raises(PatternError, match="symmetric"):
         torchjac.hessian(rosenbrock, sparsity=pattern)(point(6))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_what_is_handed_out_may_be_written_into(layout: torch.layout) -> None:
+    x, sparse = point(6), torchjac.jac(tridiagonal, sparsity=band(6), layout=layout)
+    expected = sparse(x).to_dense()
+    result = sparse(x)
+    if layout is torch.sparse_coo:
+        result.indices().zero_()
+    else:
+        result.crow_indices().zero_()
+        result.col_indices().zero_()
+    result.values().zero_()
+    torch.testing.assert_close(sparse(x).to_dense(), expected)
+
+
+def test_sparse_layouts_are_refused_within_vmap() -> None:
+    sparse = torchjac.jac(tridiagonal, sparsity=band(6), layout=torch.sparse_coo)
+    with pytest.raises(UnsupportedError, match=r"Use layout=torch\.strided"):
+        torch.func.vmap(sparse)(point(6)[None])
+
+
+def test_a_boolean_matrix_may_be_sparse() -> None:
+    x = point(6)
+    got = torchjac.jac(tridiagonal, sparsity=band(6).to_sparse())(x)
+    torch.testing.assert_close(got, torchjac.jac(tridiagonal)(x))
+
+
+def test_a_number_that_makes_a_given_pattern_wrong() -> None:
+    pattern = SparsityPattern.from_dense(torch.eye(6).roll(1, 0) + torch.eye(6))
+    for shift in (1, 2):
+        sparse = torchjac.jac(lambda x, by=shift: x.roll(by) * x, sparsity=pattern)
+        if shift == 1:
+            assert sparse(point(6) + 3).count_nonzero() == 12
+        else:
+            with pytest.raises(SparsityMismatchError):
+                sparse(point(6) + 3)
+
+
+def test_products_of_two_draws_are_not_mixed() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def func(x: Tensor) -> Tensor:
+        return arrow(x) * (1 + torch.rand(len(x), generator=generator).double())
+
+    pattern = torch.eye(30, dtype=torch.bool)
+    pattern[0] = pattern[:, 0] = True
+    with pytest.warns(TorchjacFallbackWarning, match="other values"):
+        torchjac.jac(func, sparsity=pattern, check="never")(point(30))
+
+
+def test_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    pattern, x = SparsityPattern.from_dense(band(6)), point(6)
+    sparse = torchjac.jac(lambda x: x.roll(1) * x, sparsity=pattern | pattern.T)
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+        assert torchjac.jac(torch.sin, sparsity=pattern)(fake).shape == (6, 6)
+    with pytest.raises(ArgumentTypeError, match="outside of its FakeTensorMode"):
+        sparse(fake)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import (
+    ArgumentTypeError,
     PatternError,
     StructureError,
     TorchjacError,
@@ -43,6 +44,13 @@ __all__ = ["compress", "find_pattern"]
 
 def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
     """Take the pattern that was given, or find it, and refuse one that cannot be the derivative's."""
+    fake = any(hasattr(primal, "fake_mode") for primal in problem.primals)
+    if fake and not torch._C._len_torch_dispatch_stack():
+        # Seeds are real tensors, and PyTorch is left in disorder by a backward pass that mixes the two.
+        raise ArgumentTypeError(
+            f"{problem.name}(sparsity=...): got a fake tensor outside of its FakeTensorMode. Make the call "
+            f"within the mode, or with a tensor that has values."
+        )
     n, m = sum(primal.numel() for primal in problem.primals), sum(output_counts)
     rows = m if problem.order == 1 else m * n
     constants: Sequence[Tensor] = ()
@@ -68,11 +76,6 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
     Returns:
         The pattern, and the captured tensors that it holds for as long as these do not change.
     """
-    if not _are_real(problem.primals):
-        raise StructureError(
-            f"{problem.name}: a pattern cannot be detected on tensors without values, nor within a function "
-            f"whose own pattern is being detected. Give the inner one a pattern, or sparsity=None."
-        )
     # It loads SciPy, and much of PyTorch that nobody else needs.
     from torchjac.structure.detection import linear_pattern
 
@@ -131,10 +134,6 @@ def _pushed(
             f"of a surrounding transform, pass that as an argument; else give the pattern by hand, or "
             f"sparsity=None."
         ) from refusal
-
-
-def _are_real(primals: Sequence[Tensor]) -> bool:
-    return not any(primal.is_meta or hasattr(primal, "fake_mode") for primal in primals)
 
 
 def _tell_of_unknown(problem: Problem, found: Detected) -> None:
