@@ -191,12 +191,17 @@ def disagreement(actual: Tensor, expected: Tensor) -> str | None:
     return f"off by {worst:.1e} where the largest entry is {scale:.1e}"
 
 
-def take_turns(entrants: list[Entrant], effort: Effort) -> None:
-    """Time everybody round by round, whoever has fewer turns evenly spread over the rounds."""
+def take_turns(entrants: list[Entrant], effort: Effort, *, collecting: bool = False) -> None:
+    """Time everybody round by round, whoever has fewer turns evenly spread over the rounds.
+
+    Garbage is left lying meanwhile, unless ``collecting`` it is part of the cost: of what is done once,
+    in Python, with many small objects.
+    """
     for entrant in entrants:
         entrant.warm_up(effort)
     gc.collect()
-    gc.disable()
+    if not collecting:
+        gc.disable()
     try:
         for turn in range(effort.rounds):
             first = turn % len(entrants)

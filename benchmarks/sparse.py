@@ -62,7 +62,9 @@ class Line:
         return seconds[OURS] / seconds[peer] if OURS in seconds and peer in seconds else None
 
 
-def measured(runs: dict[str, Callable[[], Any]], effort: Effort, line: Line) -> dict[str, float]:
+def measured(
+    runs: dict[str, Callable[[], Any]], effort: Effort, line: Line, *, collecting: bool = False
+) -> dict[str, float]:
     """Time the entrants in turn; whoever raises, or is very slow, is timed once or not at all."""
     entrants, seconds = [], {}
     for name, run in runs.items():
@@ -77,7 +79,7 @@ def measured(runs: dict[str, Callable[[], Any]], effort: Effort, line: Line) -> 
             seconds[name] = cold
         else:
             entrants.append(Entrant(name, run, cold))
-    take_turns(entrants, effort)
+    take_turns(entrants, effort, collecting=collecting)
     return seconds | {entrant.name: statistics.median(entrant.seconds) for entrant in entrants}
 
 
@@ -102,12 +104,13 @@ def race(workload: SparseWorkload, size: int, effort: Effort) -> Line:
     if n <= DENSE_LIMIT:
         dense = torch.func.hessian if hessian else torch.func.jacfwd
         evaluations[DENSE] = lambda: dense(func)(x)
-    evaluations[PASSES] = functools.partial(passes, func, x, coloring, hessian)
+    used = coloring if hessian else torchjac.color(pattern, "columns")
+    evaluations[PASSES] = functools.partial(passes, func, x, used, hessian)
     if not MISSING:
         add_peers(line, x, sparse(func)(x), detections, colorings, evaluations)
     with torch.no_grad():
-        line.phases["detection"] = measured(detections, effort, line)
-        line.phases["colouring"] = measured(colorings, effort, line)
+        line.phases["detection"] = measured(detections, effort, line, collecting=True)
+        line.phases["colouring"] = measured(colorings, effort, line, collecting=True)
         line.phases["evaluation"] = measured(evaluations, effort, line)
     return line
 
@@ -121,12 +124,9 @@ def passes(
     func: Callable[[Tensor], Tensor], x: Tensor, coloring: torchjac.Coloring, hessian: bool
 ) -> Tensor:
     """As many vmapped products as there are colours, and nothing else: the least that is needed."""
+    inner = torch.func.grad(func) if hessian else func
     seeds = torch.ones(coloring.num_colors, x.numel())
-    if hessian or coloring.by == "columns":
-        inner = torch.func.grad(func) if hessian else func
-        return torch.func.vmap(lambda v: torch.func.jvp(inner, (x,), (v,))[1])(seeds)
-    value, pull = torch.func.vjp(func, x)
-    return torch.func.vmap(pull)(torch.ones(coloring.num_colors, *value.shape))[0]
+    return torch.func.vmap(lambda v: torch.func.jvp(inner, (x,), (v,))[1])(seeds)
 
 
 def add_peers(
@@ -170,9 +170,10 @@ def verify(line: Line, name: str, got: Any, expected: Tensor) -> None:
 INTRODUCTION = """\
 Ratios are the time of torchjac over the time of the peer, medians of one interleaved run: below 1
 torchjac is the faster one. Detection and colouring are done once for a signature, evaluation at every
-call. *dense* is `torch.func.jacfwd` or `hessian`; *vmapped passes* are as many products as there are
-colours through `torch.func`, without seeds being made or entries being recovered. torchjac runs eagerly,
-asdex and sparsejac are compiled by `jax.jit`. Times belong to the machine and mean nothing by themselves."""
+call. *dense* is `torch.func.jacfwd` or `hessian`; *vmapped passes* are as many JVPs as there are
+colours of columns, through `torch.func`, without seeds being made or entries being recovered. torchjac
+runs eagerly, asdex and sparsejac are compiled by `jax.jit`. Times belong to the machine and mean nothing
+by themselves."""
 
 COLOURS = """\
 How many colours each finds on the same patterns, fewer being fewer passes. *auto* may mix columns and

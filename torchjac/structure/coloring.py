@@ -84,12 +84,12 @@ class Coloring:
         """How many passes there are in all."""
         return self.num_column_colors + self.num_row_colors
 
-    @property
+    @functools.cached_property
     def num_column_colors(self) -> int:
         """How many products there are with sums of columns: JVPs, or Hessian-vector products."""
         return _number(self._columns)
 
-    @property
+    @functools.cached_property
     def num_row_colors(self) -> int:
         """How many products there are with sums of rows: VJPs."""
         return _number(self._rows)
