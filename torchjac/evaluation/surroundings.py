@@ -47,8 +47,11 @@ def inside_transform() -> bool:
 
 
 def inside_vmap() -> bool:
-    """True where one of the transforms around is vmap."""
-    layers = _functorch.get_interpreter_stack() or ()
+    """True where one of the transforms around is vmap; before torch 2.1, if the innermost is."""
+    if not inside_transform():
+        return False
+    stack = getattr(_functorch, "get_interpreter_stack", None)
+    layers = stack() if stack else [_functorch.peek_interpreter_stack()]
     return any(layer.key() == _functorch.TransformType.Vmap for layer in layers)
 
 

@@ -136,7 +136,8 @@ class SparseBlock(NamedTuple):
             check_invariants=False,
             **_COALESCED,
         )
-        return found if _COALESCED else found._coalesced_(True)
+        # The old way of saying so has no derivative.
+        return found if _COALESCED or values.requires_grad else found._coalesced_(True)
 
     def times(self, tangent: Tensor) -> Tensor:
         """J·v for a flat ``v``."""
