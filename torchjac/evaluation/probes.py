@@ -67,39 +67,35 @@ def _matrix(leaf: Tensor, output: Tensor, primal: Tensor, batched: bool) -> Tens
     return _wide(leaf.detach()).reshape(shape)
 
 
-def _pulled(
-    leaf: Tensor | SparseBlock, cotangent: Tensor, output: Tensor, primal: Tensor, batched: bool
+def _product(
+    leaf: Tensor | SparseBlock,
+    vector: Tensor,
+    output: Tensor,
+    primal: Tensor,
+    batched: bool,
+    *,
+    pulled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """uᵀ·J of one leaf, and the squared norms of its columns, both ``(B, 1, n)``."""
+    """A leaf times a vector, and the squared norms of what each element of that is a product with.
+
+    Returns:
+        uᵀ·J and the norms of the columns, ``(B, n)``, if ``pulled``; else J·v and those of the rows,
+        ``(B, m)``.
+    """
     if isinstance(leaf, SparseBlock):
-        wide = leaf._replace(values=_wide(leaf.values.detach()))
-        product = wide.transposed_times(_wide(cotangent).to(wide.values.dtype).reshape(-1))
-        squares = wide._replace(values=wide.values.square())
-        return product[None, None], squares.transposed_times(product.new_ones(output.numel()))[
-            None, None
+        values = _wide(leaf.values.detach())
+        ones = values.new_ones((output if pulled else primal).numel())
+        factors = [(values, _wide(vector).to(values.dtype).reshape(-1)), (values.square(), ones)]
+        product, squares = [
+            block.transposed_times(factor) if pulled else block.times(factor)
+            for block, factor in [(leaf._replace(values=v), factor) for v, factor in factors]
         ]
+        return product[None], squares[None]
     matrix = _matrix(leaf, output, primal, batched)
-    u = _wide(cotangent).to(matrix.dtype).reshape(len(matrix), 1, matrix.shape[1])
-    # (B, 1, m) @ (B, m, n) -> (B, 1, n)
-    return u @ matrix, matrix.square().sum(1, keepdim=True)
-
-
-def _pushed(
-    leaf: Tensor | SparseBlock, direction: Tensor, output: Tensor, primal: Tensor, batched: bool
-) -> tuple[Tensor, Tensor]:
-    """J·v of one leaf, and the squared norms of its rows, both ``(B, m, 1)``."""
-    if isinstance(leaf, SparseBlock):
-        wide = leaf._replace(values=_wide(leaf.values.detach()))
-        product = wide.times(_wide(direction).to(wide.values.dtype).reshape(-1))
-        squares = wide._replace(values=wide.values.square())
-        return (
-            product[None, :, None],
-            squares.times(product.new_ones(primal.numel()))[None, :, None],
-        )
-    matrix = _matrix(leaf, output, primal, batched)
-    v = _wide(direction).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
-    # (B, m, n) @ (B, n, 1) -> (B, m, 1)
-    return matrix @ v, matrix.square().sum(2, keepdim=True)
+    # (B, m, n) -> (B, n, m), so that the vector is always multiplied from the right
+    matrix = matrix.transpose(1, 2) if pulled else matrix
+    column = _wide(vector).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
+    return (matrix @ column).squeeze(2), matrix.square().sum(2)
 
 
 def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor] | None:
@@ -121,7 +117,7 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor
         got = torch.zeros((), device=primal.device)
         squares = torch.zeros((), device=primal.device)
         for row, output, cotangent in zip(leaves, outputs, cotangents, strict=True):
-            product, more = _pulled(row[i], cotangent, output, primal, batched)
+            product, more = _product(row[i], cotangent, output, primal, batched, pulled=True)
             got, squares = got + product, squares + more
         expected = _wide(torch.zeros_like(primal) if pulled is None else pulled).detach()
         rtol = tolerance([primal, *outputs])
@@ -195,7 +191,7 @@ def difference_probe(
         product = torch.zeros((), device=once.device)
         squares = torch.zeros((), device=once.device)
         for leaf, primal, direction in zip(row, primals, directions, strict=True):
-            pushed, more = _pushed(leaf, direction, once, primal, batched)
+            pushed, more = _product(leaf, direction, once, primal, batched, pulled=False)
             product, squares = product + pushed, squares + more
         if product.numel() == 0:
             continue

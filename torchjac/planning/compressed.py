@@ -61,6 +61,7 @@ class Compression:
         name: str,
     ) -> None:
         self.pattern, self.symmetric, self._name = pattern, symmetric, name
+        self._colored: dict[By, Coloring] = {}
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
         self._constants = [
@@ -107,7 +108,11 @@ class Compression:
 
     def coloring(self, way: Way) -> Coloring:
         """The colours that ``way`` needs."""
-        return _colored(self.pattern, self._by(way))
+        by = self._by(way)
+        known = self._colored.get(by)
+        if known is None:
+            known = self._colored[by] = _colored(self.pattern, by)
+        return known
 
     def _by(self, way: Way) -> By:
         if self.symmetric:
@@ -146,11 +151,11 @@ class Compression:
         known = self._recoveries.get(by)
         if known is not None and known.fits(outputs, primals):
             return known
-        self.check_shape(Layout(outputs).total, Layout(primals).total)
+        rows, columns = Layout(outputs), Layout(primals)
+        self.check_shape(rows.total, columns.total)
         coloring = self.coloring(way)
         with without_transforms():
-            recovery = Recovery(coloring, Layout(outputs), Layout(primals))
-        self._recoveries[by] = recovery
+            recovery = self._recoveries[by] = Recovery(coloring, rows, columns)
         return recovery
 
     def blocks(

@@ -30,6 +30,7 @@ from torchjac.evaluation.surroundings import (
     without_modes,
     without_transforms,
 )
+from torchjac.foundations.layout import Layout
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.look import evaluate_plainly
@@ -81,10 +82,10 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
 
     function = _differentiated(problem, problem.function)
     with torch.inference_mode(False), Draw(problem.primals).aside():
-        point = [p.clone() if p.is_inference() else p for p in problem.primals]
-        outputs = evaluate_plainly(lambda primals: function(primals)[0], point)
+        here = [p.clone() if p.is_inference() else p for p in problem.primals]
+        outputs = evaluate_plainly(lambda primals: function(primals)[0], here)
     others, substituted = problem.others() if problem.others else ([], None)
-    sides = [_kinds(leaves) for leaves in (problem.primals, outputs, others)]
+    sides = [Layout(leaves).kinds for leaves in (problem.primals, outputs, others)]
 
     def at(point: Sequence[Tensor]) -> tuple[FlatFunction, Sequence[Tensor]]:
         """The function with the values of its other arguments unknown, and the primals of a point."""
@@ -144,10 +145,6 @@ def _tell_of_unknown(problem: Problem, found: Detected) -> None:
             f"it needs; if you know better, give it by hand.",
             TorchjacFallbackWarning,
         )
-
-
-def _kinds(leaves: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
-    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
 
 
 def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
