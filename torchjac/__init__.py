@@ -1,6 +1,7 @@
 """Exact Jacobians and Hessians of PyTorch functions: right, and as fast as the best hand-made way."""
 
 from torchjac import errors
+from torchjac.planning.plan import Plan
 from torchjac.structure.coloring import Coloring, color
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
@@ -11,6 +12,7 @@ from torchjac.transforms.sparsity import hessian_sparsity, jac_sparsity
 
 __all__ = [
     "Coloring",
+    "Plan",
     "SparsityPattern",
     "batched_jac",
     "color",

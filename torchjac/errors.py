@@ -14,6 +14,8 @@ __all__ = [
     "OptionTypeError",
     "OutputTypeError",
     "PatternError",
+    "PlanError",
+    "PlanMismatchError",
     "SparsityMismatchError",
     "StructureError",
     "TorchjacError",
@@ -60,6 +62,14 @@ class BatchCouplingError(TorchjacError, ValueError):
 
 class PatternError(TorchjacError, ValueError):
     """A sparsity pattern is malformed, or does not fit what it is given for."""
+
+
+class PlanMismatchError(TorchjacError, ValueError):
+    """A plan was given arguments, or finds a function, that it was not made for."""
+
+
+class PlanError(TorchjacError, ValueError):
+    """A plan cannot be made, verified, compiled, saved or loaded."""
 
 
 class SparsityMismatchError(TorchjacError, ValueError):

@@ -27,6 +27,7 @@ def python(code):
 def test_the_public_names():
     assert sorted(torchjac.__all__) == [
         "Coloring",
+        "Plan",
         "SparsityPattern",
         "batched_jac",
         "color",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torchjac.foundations.seeds import Seeds
 
-__all__ = ["Pass", "deferred"]
+__all__ = ["Pass", "deferred", "recomputed"]
 
 Blocks: TypeAlias = "list[list[Tensor]]"
 Pass: TypeAlias = "Callable[[int, int], Sequence[Tensor | None]]"
@@ -74,6 +74,42 @@ def deferred(
     flat = [block for row in blocks for block in row]
     hung = iter(_Deferred.apply(pull, flat, *beyond))  # type: ignore[no-untyped-call]
     return [[next(hung) for _ in row] for row in blocks]
+
+
+def recomputed(
+    tensors: Sequence[Tensor], beyond: Sequence[Tensor], again: Callable[[], Sequence[Tensor]]
+) -> list[Tensor]:
+    """Make ``tensors``, computed without a graph, differentiable by the tensors ``beyond``.
+
+    Args:
+        tensors: what was computed.
+        beyond: what it can be differentiated by.
+        again: computes the same with a graph, which is done if anybody goes backward.
+    """
+    versions = [tensor._version for tensor in beyond]
+
+    def pull(cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        if [tensor._version for tensor in beyond] != versions:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace "
+                "operation since torchjac computed this derivative"
+            )
+        with torch.enable_grad():
+            pairs = [
+                (made, cotangent)
+                for made, cotangent in zip(again(), cotangents, strict=True)
+                if cotangent is not None and made.requires_grad
+            ]
+        if not pairs:
+            return [None] * len(beyond)
+        made, given = zip(*pairs, strict=True)
+        return list(
+            torch.autograd.grad(
+                made, beyond, given, create_graph=torch.is_grad_enabled(), allow_unused=True
+            )
+        )
+
+    return list(_Deferred.apply(pull, tensors, *beyond))  # type: ignore[no-untyped-call]
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -55,6 +55,11 @@ class Engine(ABC):
     outlives_passes = True
     """Whether passes can follow the last one; else that one frees what they share."""
 
+    @property
+    def evaluates_anew(self) -> bool:
+        """Whether every pass evaluates the function, so that it has to find the same random state."""
+        return self.direction == "forward"
+
     @abstractmethod
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         """Products of one seed with every leaf on the other side; None stands for zeros.

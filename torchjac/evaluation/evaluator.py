@@ -94,7 +94,7 @@ def _gather(engine: Engine, seeds: Seeds, size: int) -> list[list[Tensor]]:
     total, counts = seeds.total, seeds.counts
     rows: list[list[_Rows]] = []
     first_values: Sequence[Tensor] = ()
-    evaluates = engine.direction == "forward" and total > 1 and not compiling()
+    evaluates = engine.evaluates_anew and total > 1 and not compiling()
     draw = Draw(engine.primals) if evaluates else None
     start = 0
     while start < total:

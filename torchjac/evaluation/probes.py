@@ -14,9 +14,17 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction, Graph
+from torchjac.evaluation.surroundings import exclusively
 from torchjac.structure.blocks import SparseBlock
 
-__all__ = ["adjoint_probe", "agree", "difference_probe", "rounding", "tolerance"]
+__all__ = [
+    "adjoint_probe",
+    "agree",
+    "difference_probe",
+    "forward_probe",
+    "rounding",
+    "tolerance",
+]
 
 # Relative to the norm of the column that is looked at. Rounding in an ill-conditioned function stays
 # below, a rule that is wrong is off by a good part of the column itself.
@@ -127,6 +135,34 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor
             wrong = disagreement(got, expected.reshape(got.shape), squares, rtol, atol)
         found.append(wrong.reshape(-1).nonzero().reshape(-1))
     return found if any(len(at) for at in found) else None
+
+
+def forward_probe(
+    function: FlatFunction, primals: Sequence[Tensor], leaves: Leaves, *, batched: bool
+) -> bool:
+    """Whether J·v agrees with one plain forward pass; True where PyTorch has no rule for one."""
+    directions = _random(primals)
+
+    def values(*here: Tensor) -> tuple[Tensor, ...]:
+        return function(here)[0]
+
+    try:
+        with exclusively(), torch.no_grad():
+            outputs, pushed = torch.func.jvp(values, tuple(primals), tuple(directions))[:2]
+    except Exception:  # noqa: BLE001 - no forward rule: nothing to compare with
+        return True
+    for row, output, expected in zip(leaves, outputs, pushed, strict=True):
+        got = torch.zeros((), device=output.device)
+        squares = torch.zeros((), device=output.device)
+        for leaf, primal, direction in zip(row, primals, directions, strict=True):
+            product, more = _product(leaf, direction, output, primal, batched, pulled=False)
+            got, squares = got + product, squares + more
+        rtol = tolerance([*primals, output])
+        if got.numel() and not agree(
+            got, _wide(expected).reshape(got.shape), squares, rtol, rounding(outputs)
+        ):
+            return False
+    return True
 
 
 def disagreement(

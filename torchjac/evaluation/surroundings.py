@@ -25,6 +25,7 @@ __all__ = [
     "inside_transform",
     "inside_vmap",
     "is_out_of_memory",
+    "nothing_around",
     "without_modes",
     "without_transforms",
 ]
@@ -72,6 +73,19 @@ def without_modes() -> contextlib.AbstractContextManager[object]:
     """Step out of dispatch modes (fake tensors, counters of operations) as well; since torch 2.1."""
     step_out = getattr(_python_dispatch, "_disable_current_modes", contextlib.nullcontext)
     return cast("contextlib.AbstractContextManager[object]", step_out())
+
+
+def nothing_around() -> bool:
+    """True in plain eager code: no transform, compiler, mode, autocast or level of forward mode."""
+    return (
+        _functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._is_torch_function_mode_enabled()
+        and not torch.is_inference_mode_enabled()
+        and not torch._C._is_any_autocast_enabled()
+        and not compiling()
+    )
 
 
 def carry_tangents(tensors: Sequence[Tensor]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchjac.foundations.layout import Layout, Section
 
-__all__ = ["Chunk", "IdentitySeeds", "Seeds"]
+__all__ = ["Chunk", "IdentitySeeds", "MatrixSeeds", "Seeds"]
 
 Chunk: TypeAlias = "dict[int, Tensor]"
 
@@ -95,3 +95,26 @@ class IdentitySeeds(Seeds):
                 unit[row : row + length, first : first + length] = part
             units[leaf] = unit
         return units
+
+
+class MatrixSeeds(Seeds):
+    """The rows of a matrix, each over all leaves.
+
+    Args:
+        layout: the leaves.
+        matrix: ``(k, layout.total)``.
+    """
+
+    def __init__(self, layout: Layout, matrix: Tensor) -> None:
+        self.layout, self._matrix = layout, matrix
+        self.total, self.counts = len(matrix), [len(matrix)]
+
+    def sections(self, start: int, stop: int) -> Iterator[Section]:
+        yield Section(0, start, 0, stop - start)
+
+    def _make(self, start: int, stop: int) -> dict[int, Tensor]:
+        parts = self._matrix[start:stop].split(self.layout.counts, dim=1)
+        return {
+            leaf: part.to(kind[1])
+            for leaf, (part, kind) in enumerate(zip(parts, self.layout.kinds, strict=True))
+        }

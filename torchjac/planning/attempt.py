@@ -31,8 +31,14 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     if problem.compression is not None:
         return _compressed(problem, way, function, problem.compression, record)
     with exclusively(way.direction == "forward"):
-        engine = problem.recorded or linearize(function, problem.primals, way.direction)
+        engine = _engine(problem, function, way.direction)
         return read_off(problem, way, function, engine, record)
+
+
+def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> Engine:
+    if problem.point is not None:
+        return problem.point.engine(direction, problem.primals)
+    return problem.recorded or linearize(function, problem.primals, direction)
 
 
 def read_off(
@@ -59,7 +65,7 @@ def _compressed(
         if products and draw is not None:
             draw.again()
         with exclusively(direction == "forward"):
-            engine = linearize(function, problem.primals, direction)
+            engine = _engine(problem, function, direction)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
         if first:

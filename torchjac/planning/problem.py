@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction, Graph
 from torchjac.evaluation.functions import Jacobian
+from torchjac.evaluation.programs.linear import Point
 from torchjac.foundations.layout import Layout
 from torchjac.planning.compressed import Compression
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
@@ -36,6 +37,8 @@ class Problem:
     """The same function without vmap around it, for when PyTorch cannot batch it."""
     recorded: Graph | None = None
     """The graph, where there is one already; the function is then never evaluated."""
+    point: Point | None = None
+    """The function evaluated already, with its derivative as a traced graph."""
     outcome: Callable[[], Any] = lambda: None
     """What belongs to the latest evaluation beside its tensors."""
     order: int = 1
@@ -73,6 +76,8 @@ class Problem:
 
     def differentiated(self, way: Way) -> FlatFunction:
         """The function whose Jacobian ``way`` computes; for a Hessian, a Jacobian itself."""
+        if self.point is not None:
+            return self.point.function
         if way.inner is None:
             return self.function
         return Jacobian(self.function, way.inner, vectorise=way.vectorised)

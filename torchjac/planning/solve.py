@@ -29,7 +29,7 @@ from torchjac.planning.sparsity import compress
 from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
-__all__ = ["solve"]
+__all__ = ["first_look", "solve"]
 
 # What PyTorch refuses with. Any other type, a subclass included, is the function's own.
 _REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
@@ -74,7 +74,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
     if record is None:
-        record = _first_look(problem, draw or Draw(problem.primals))
+        record = first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
     problem.compression = record.compression
     answer = _first_that_works(problem, record, draw)
@@ -92,7 +92,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     return _solve(problem, key, None)
 
 
-def _first_look(problem: Problem, draw: Draw) -> Record:
+def first_look(problem: Problem, draw: Draw) -> Record:
     """See the function for the first time; what it raises here is its own and comes out as it is."""
     if problem.recorded is not None:
         values = problem.recorded.values

@@ -71,8 +71,14 @@ def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
     return compression
 
 
-def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
+def find_pattern(
+    problem: Problem, *, warn: bool = True
+) -> tuple[SparsityPattern, Sequence[Tensor]]:
     """The pattern of the derivative, true for all values of the arguments.
+
+    Args:
+        problem: what the derivative is of.
+        warn: whether to tell the user of ops without a rule.
 
     Returns:
         The pattern, and the captured tensors that it holds for as long as these do not change.
@@ -107,7 +113,8 @@ def find_pattern(problem: Problem) -> tuple[SparsityPattern, Sequence[Tensor]]:
             # No backward rule, or one that cannot be seen through.
             found = _pushed(problem.name, lambda p, v: _push(*at(p), v), point, primals, error)
             pattern = SparsityPattern.from_scipy(found.matrix)
-    _tell_of_unknown(problem, found)
+    if warn:
+        _tell_of_unknown(problem, found)
     # A Hessian is symmetric, so what is found on one side only is no nonzero.
     square = problem.order == 2 and pattern.shape[0] == pattern.shape[1]
     return (pattern & pattern.T if square else pattern), found.constants

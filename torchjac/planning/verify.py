@@ -25,7 +25,7 @@ from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
 
-__all__ = ["verified"]
+__all__ = ["recorded", "trusted_function", "verified"]
 
 # In half precision a difference quotient has no digits left.
 _FINE = (torch.float64, torch.float32)
@@ -92,7 +92,7 @@ def _refuse_pattern(
     """
     trusted = answer.way.trusted
     plain = answer if answer.way == trusted else _made_again(again, trusted, draw)
-    graph = None if plain is None else plain.graph or _recorded(problem, plain, draw)
+    graph = None if plain is None else plain.graph or recorded(problem, plain, draw)
     if plain is None or graph is None:
         return
     wrong = adjoint_probe(graph, plain.leaves, batched=False)
@@ -131,7 +131,7 @@ def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
     if problem.promised or problem.compression or answer.way != answer.way.trusted:
         # A graph with forward mode inside would only be compared with itself.
         graph = None if answer.way.inner == "forward" else answer.graph
-        graph = graph or _recorded(problem, answer, draw)
+        graph = graph or recorded(problem, answer, draw)
         if graph is not None and problem.promised:
             refuse_coupling(problem.name, graph)
         if graph is not None and not _stands_backward(problem, answer, graph):
@@ -152,20 +152,20 @@ def _stands_backward(problem: Problem, answer: Answer, graph: Graph) -> bool:
         return True
 
 
-def _trusted_function(problem: Problem) -> FlatFunction:
+def trusted_function(problem: Problem) -> FlatFunction:
     """The function that the leaves are the Jacobian of, as plain backward passes give it."""
     if problem.order == 1:
         return problem.function
     return Jacobian(problem.function, "reverse", vectorise=False)
 
 
-def _recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
+def recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
     """Record a graph to compare a forward answer with; None if that cannot be done.
 
     A function that gives other values the second time draws from a generator that cannot be set
     back; there is nothing to compare then.
     """
-    function = _trusted_function(problem)
+    function = trusted_function(problem)
     captured = getattr(function, "captures_primals", False)
     primals = problem.primals if captured else [primal.detach() for primal in problem.primals]
     try:
@@ -189,7 +189,7 @@ def _survives_difference(problem: Problem, answer: Answer, draw: Draw) -> bool:
         return True
     if not all(value.isfinite().all() for value in answer.values):
         return True  # outside its domain a function has no differences either
-    function = _trusted_function(problem)
+    function = trusted_function(problem)
 
     def replayed(primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         with draw.aside(), torch.no_grad():

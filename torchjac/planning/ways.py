@@ -26,10 +26,17 @@ class Way(NamedTuple):
         """The slowest way, and the one least likely to be wrong: plain backward passes."""
         return Way("reverse", False, self.inner and "reverse")
 
+    @property
+    def mode(self) -> str:
+        """In the words of the option ``mode``; both modes have none there."""
+        if self.both:
+            return "forward and reverse"
+        return self.direction if self.inner is None else f"{self.direction}-over-{self.inner}"
+
     def __str__(self) -> str:
-        mode = self.direction if self.inner is None else f"{self.direction}-over-{self.inner}"
-        mode = "forward and reverse" if self.both else mode
-        return f"{mode} mode, " + ("vmapped passes" if self.vectorised else "one pass at a time")
+        return f"{self.mode} mode, " + (
+            "vmapped passes" if self.vectorised else "one pass at a time"
+        )
 
 
 def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) -> tuple[Way, ...]:

@@ -42,6 +42,15 @@ class BlockIndex:
         self.output, self.primal = output, primal
         self._rows, self._cols, self._device = rows, cols, device
 
+    def prepare(self, layout: torch.layout) -> None:
+        """Make the indices that a block of ``layout`` needs."""
+        if layout is torch.strided:
+            _ = self.flat
+        elif layout is torch.sparse_csr:
+            _ = self.row_starts, self.cols
+        else:
+            _ = self.coordinates
+
     def _tensor(self, indices: np.ndarray) -> Tensor:
         # From NumPy, so that the tensor belongs to no transform of torch.func that may be active.
         return torch.from_numpy(np.ascontiguousarray(indices)).to(self._device)

@@ -63,6 +63,11 @@ class Recovery:
         """Whether it was made for leaves like these."""
         return self.outputs.fits(outputs) and self.primals.fits(primals)
 
+    def prepare(self, layout: torch.layout) -> None:
+        """Make the indices that results of ``layout`` need."""
+        for index in self._indices:
+            index.prepare(layout)
+
     def blocks(
         self, by_columns: Sequence[Tensor], by_rows: Sequence[Tensor]
     ) -> list[list[SparseBlock]]:

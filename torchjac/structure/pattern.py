@@ -312,12 +312,12 @@ class SparsityPattern:
 
     # What it looks like.
 
-    def picture(self) -> str:
-        """The pattern in braille dots, at most 40 characters wide and 20 lines high.
+    def picture(self, lines: int = 20) -> str:
+        """The pattern in braille dots, at most ``lines`` high and twice as many characters wide.
 
         A small pattern has a dot for every entry, a large one for every region with an entry in it.
         """
-        return braille(self._rows, self._cols, self._shape)
+        return braille(self._rows, self._cols, self._shape, 4 * lines)
 
     def spy(self, ax: Any = None, colors: Coloring | None = None) -> Any:
         """Draw the entries with Matplotlib.

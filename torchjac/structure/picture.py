@@ -12,18 +12,20 @@ __all__ = ["braille", "draw"]
 # A braille character is a field of 4 by 2 dots; Unicode counts the dots in this order.
 _DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
 _BLANK = 0x2800
-_MOST_DOTS = 80
-"""Along either side: 40 characters, or 20 lines."""
+_MOST_DOTS = 80  # along either side: 40 characters, or 20 lines
 
 
 def braille(
-    rows: npt.NDArray[np.int64], cols: npt.NDArray[np.int64], shape: tuple[int, int]
+    rows: npt.NDArray[np.int64],
+    cols: npt.NDArray[np.int64],
+    shape: tuple[int, int],
+    most: int = _MOST_DOTS,
 ) -> str:
     """Draw the entries as dots; a matrix that is too large is shrunk, and keeps its proportions."""
     m, n = shape
     if not m or not n:
         return ""
-    shrink = max(m, n, _MOST_DOTS) / _MOST_DOTS
+    shrink = max(m, n, most) / most
     height, width = max(1, round(m / shrink)), max(1, round(n / shrink))
     y, x = rows * height // m, cols * width // n
     cells = np.full((-(-height // 4), -(-width // 2)), _BLANK)

@@ -11,10 +11,8 @@ from torch import Tensor
 from torchjac.errors import ArgumentError, OptionError, OutputTypeError
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
-from torchjac.planning.problem import Problem
-from torchjac.planning.solve import solve
+from torchjac.planning.problem import Answer, Problem
 from torchjac.transforms.call import Call
-from torchjac.transforms.jac import like_func
 from torchjac.transforms.options import (
     PARAMS,
     Argnums,
@@ -24,6 +22,7 @@ from torchjac.transforms.options import (
     Options,
     check_choice,
 )
+from torchjac.transforms.transformed import Transform, transformed
 
 __all__ = ["batched_jac"]
 
@@ -98,29 +97,31 @@ def batched_jac(
             f"takes one sample."
         )
 
-    @like_func(func)
-    def jacobians(*args: Any, **kwargs: Any) -> Any:
-        call = _SampleCall if per_sample else _BatchCall
-        batch = call(options, func, args, kwargs, in_dims, randomness)
-        answer = solve(
-            Problem(
-                name=name,
-                function=batch,
-                slower=batch.one_by_one if isinstance(batch, _SampleCall) else None,
-                primals=batch.primals,
-                signature=batch.signature,
-                outcome=lambda: batch.outcome,
-                batched=True,
-                promised=not per_sample,
-                mode=options.mode,
-                chunk_size=options.chunk_size,
-                check=options.check,
-            )
-        )
-        tree = answer.outcome.jacobian([batch.input_trees(row) for row in answer.laid_out()])
-        return batch.packed(tree, answer)
+    kind = _SampleCall if per_sample else _BatchCall
 
-    return jacobians
+    def ask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_BatchCall, Problem]:
+        batch = kind(options, func, args, kwargs, in_dims, randomness)
+        problem = Problem(
+            name=name,
+            function=batch,
+            slower=batch.one_by_one if isinstance(batch, _SampleCall) else None,
+            primals=batch.primals,
+            signature=batch.signature,
+            outcome=lambda: batch.outcome,
+            batched=True,
+            promised=not per_sample,
+            mode=options.mode,
+            chunk_size=options.chunk_size,
+            check=options.check,
+            others=batch.others,
+        )
+        return batch, problem
+
+    def give(batch: _BatchCall, answer: Answer) -> Any:
+        rows = [batch.input_trees(row) for row in answer.laid_out()]
+        return batch.packed(answer.outcome.jacobian(rows), answer)
+
+    return transformed(Transform(name, func, options, ask, give))
 
 
 class _BatchCall(Call):

@@ -13,11 +13,11 @@ from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.surroundings import exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
-from torchjac.planning.problem import Answer
+from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.signature import Search, of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
 
-__all__ = ["Call", "Outcome"]
+__all__ = ["Call", "Outcome", "asks"]
 
 
 class _Aux(NamedTuple):
@@ -274,3 +274,30 @@ def _describe(returned: object) -> str:
     if isinstance(returned, Tensor):
         return f"a tensor of {returned.dtype}"
     return f"{type(returned).__name__} {returned!r}"[:80]
+
+
+def asks(
+    options: Options, func: Callable[..., Any], order: int
+) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Call, Problem]]:
+    """What a call of a transform of whole arguments asks for: of order 1 a Jacobian, of 2 a Hessian."""
+
+    def ask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Problem]:
+        call = Call(options, func, args, kwargs)
+        problem = Problem(
+            name=options.name,
+            function=call,
+            primals=call.primals,
+            signature=call.signature,
+            outcome=lambda: call.outcome,
+            order=order,
+            mode=options.mode,
+            chunk_size=options.chunk_size,
+            check=options.check,
+            sparsity=options.sparsity,
+            others=call.others,
+            is_sure=lambda: call.is_sure,
+            layout=options.layout,
+        )
+        return call, problem
+
+    return ask

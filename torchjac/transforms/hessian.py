@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from torchjac.planning.problem import Problem
-from torchjac.planning.solve import solve
-from torchjac.transforms.call import Call
-from torchjac.transforms.jac import like_func
+from torchjac.planning.problem import Answer
+from torchjac.transforms.call import Call, asks
 from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options, Sparsity
+from torchjac.transforms.transformed import Transform, transformed
 
 __all__ = ["hessian"]
 
@@ -74,30 +73,11 @@ def hessian(
         "hessian", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
-    @like_func(func)
-    def second_derivative(*args: Any, **kwargs: Any) -> Any:
-        call = Call(options, func, args, kwargs)
-        answer = solve(
-            Problem(
-                name=options.name,
-                function=call,
-                primals=call.primals,
-                signature=call.signature,
-                outcome=lambda: call.outcome,
-                order=2,
-                mode=options.mode,
-                chunk_size=options.chunk_size,
-                check=options.check,
-                sparsity=options.sparsity,
-                others=call.others,
-                is_sure=lambda: call.is_sure,
-                layout=options.layout,
-            )
-        )
+    def give(call: Call, answer: Answer) -> Any:
         # leaves[output · n + i][j] -> trees by output, then i, then j
-        n = len(call.primals)
+        n = len(answer.leaves[0])
         rows = [call.input_trees(row) for row in answer.laid_out(options.layout)]
         outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
         return call.packed(answer.outcome.jacobian(outputs), answer)
 
-    return second_derivative
+    return transformed(Transform("hessian", func, options, asks(options, func, order=2), give))

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from torchjac.planning.problem import Problem
-from torchjac.planning.solve import solve
-from torchjac.transforms.call import Call
+from torchjac.planning.problem import Answer
+from torchjac.transforms.call import Call, asks
 from torchjac.transforms.options import Argnums, Check, ChunkSize, Mode, Options, Sparsity
+from torchjac.transforms.transformed import Transform, transformed
 
-__all__ = ["jac", "like_func"]
-
-
-def like_func(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a wrapper the name, doc and signature of ``func``, but not the attributes of a module."""
-    return functools.wraps(func, updated=())
+__all__ = ["jac"]
 
 
 def jac(
@@ -100,28 +94,8 @@ def jac(
         "jac", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
-    @like_func(func)
-    def jacobian(*args: Any, **kwargs: Any) -> Any:
-        call = Call(options, func, args, kwargs)
-        answer = solve(
-            Problem(
-                name=options.name,
-                function=call,
-                primals=call.primals,
-                signature=call.signature,
-                outcome=lambda: call.outcome,
-                mode=options.mode,
-                chunk_size=options.chunk_size,
-                check=options.check,
-                sparsity=options.sparsity,
-                others=call.others,
-                is_sure=lambda: call.is_sure,
-                layout=options.layout,
-            )
-        )
-        tree = answer.outcome.jacobian(
-            [call.input_trees(row) for row in answer.laid_out(options.layout)]
-        )
-        return call.packed(tree, answer)
+    def give(call: Call, answer: Answer) -> Any:
+        rows = [call.input_trees(row) for row in answer.laid_out(options.layout)]
+        return call.packed(answer.outcome.jacobian(rows), answer)
 
-    return jacobian
+    return transformed(Transform("jac", func, options, asks(options, func, order=1), give))

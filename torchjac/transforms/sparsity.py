@@ -9,8 +9,8 @@ from torchjac.planning.problem import Problem
 from torchjac.planning.sparsity import find_pattern
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.call import Call
-from torchjac.transforms.jac import like_func
 from torchjac.transforms.options import Argnums, Options
+from torchjac.transforms.transformed import like_func
 
 __all__ = ["hessian_sparsity", "jac_sparsity"]
 

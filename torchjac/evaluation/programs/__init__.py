@@ -1,0 +1,1 @@
+"""Derivatives as graphs of ATen operations: traced once, simplified, run or compiled."""

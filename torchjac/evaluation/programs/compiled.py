@@ -1,0 +1,234 @@
+"""A traced graph through TorchInductor, and called with nothing in between.
+
+`torch.compile` looks at every call anew: guards, then a wrapper for autograd, then the compiled code.
+A traced derivative needs neither, for its caller knows what it is called with. So the graph goes to
+Inductor by itself, and what is called is the function that Inductor wrote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from torchjac.errors import UnsupportedError
+from torchjac.evaluation.programs.small_products import ScalarCode, Unfit, straight_line
+from torchjac.evaluation.programs.tracing import captured_tensors
+from torchjac.evaluation.surroundings import exclusively, without_modes, without_transforms
+
+__all__ = ["compile_graph"]
+
+aten = torch.ops.aten
+
+Run: TypeAlias = Callable[..., Sequence[Tensor]]
+Decomposition: TypeAlias = Callable[..., Any]
+
+_CONFIG: dict[str, Any] = {
+    # The caller has checked what these would check again at every call.
+    "size_asserts": False,
+    "alignment_asserts": False,
+    # Draw the random numbers that eager code draws.
+    "fallback_random": True,
+    # Captured tensors may change, and results are the caller's to keep.
+    "freezing": False,
+    "triton.cudagraphs": False,
+    # Half the overhead of a call into C++ where there is little else to call, at twice the wait.
+    "cpp_wrapper": False,
+}
+
+
+def compile_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
+    """Compile a graph of ATen operations.
+
+    Args:
+        graph: functional, from tensors to a flat tuple of tensors; it is left as it is.
+        tensors: like those that it will be called with.
+
+    Returns:
+        A function of as many tensors, and after them those that the graph captured, in the order of
+        `captured_tensors`. It **trusts** its arguments: each must have the shape, the strides, the dtype
+        and the device of the one that was here, or it reads other memory. Its results are new at every
+        call. It records no graph, and is to be called where gradients are not recorded.
+
+    Raises:
+        UnsupportedError: PyTorch is older than 2.4, there is no C++ compiler, or Inductor fails.
+    """
+    if not _supported():
+        raise UnsupportedError(
+            f"compiling a derivative takes PyTorch 2.4 or newer, and this is {torch.__version__}. "
+            "Run it without compiling it, or install a newer PyTorch."
+        )
+    try:
+        with exclusively(), without_transforms(), without_modes(), torch.no_grad():
+            return _compile(graph, [*tensors, *captured_tensors(graph).values()])
+    except Exception as error:
+        raise UnsupportedError(_reason(error)) from error
+
+
+def _supported() -> bool:
+    major, minor = torch.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 4)
+
+
+def _compile(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # Fresh ones, so that no two share their memory: Inductor would make one argument of them.
+        likes = [
+            torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=t.device)
+            for t in tensors
+        ]
+    inner: list[tuple[int, Any]] = []
+
+    def catch(graph: GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
+        compiled = compile_fx_inner(graph, inputs, **options)
+        inner.append((len(inputs), compiled))
+        return compiled
+
+    with config.patch({key: value for key, value in _CONFIG.items() if _has(config, key)}):
+        table = small_products(select_decomp_table())
+        apart = functools.partial(_run_apart, graph)
+        lifted = make_fx(apart, decomposition_table=table, tracing_mode="fake")(*likes)
+        lifted.graph.eliminate_dead_code()
+        lifted.recompile()
+        with contextlib.suppress(Unfit):
+            return _load(straight_line(lifted, likes))
+        outer: Any = compile_fx(lifted, likes, inner_compile=catch, decompositions=table)
+    return _innermost(outer, inner, len(likes))
+
+
+def _load(code: ScalarCode) -> Run:
+    """Compile scalar code with Inductor's compiler and its cache, and allocate for it."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    kernel = CppPythonBindingsCodeCache.load_pybinding(code.pointers, code.source)
+    empty = torch._C._dynamo.guards._empty_strided_cpu
+    kinds = [(tuple(like.shape), like.stride(), like.dtype) for like in code.results]
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        results = [empty(*kind) for kind in kinds]
+        kernel(*tensors, *results)
+        return results
+
+    return run
+
+
+def _has(config: Any, key: str) -> bool:
+    *path, name = key.split(".")
+    return hasattr(functools.reduce(getattr, path, config), name)
+
+
+def _run_apart(graph: GraphModule, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Run a graph on its tensors and its captured ones, into memory that is none of theirs."""
+    names = list(captured_tensors(graph))
+    split = len(tensors) - len(names)
+    results = _Lifted(graph, dict(zip(names, tensors[split:], strict=True))).run(*tensors[:split])
+    taken = {_memory(tensor) for tensor in tensors}
+    return tuple([result.clone() if _memory(result) in taken else result for result in results])
+
+
+class _Lifted(torch.fx.Interpreter):
+    """Runs a graph with other tensors in the place of those that it captured."""
+
+    def __init__(self, graph: GraphModule, captured: dict[str, Tensor]) -> None:
+        super().__init__(graph)
+        self._captured = captured
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
+        del args, kwargs
+        return self._captured[target]
+
+
+def _memory(tensor: Tensor) -> int:
+    address: int = tensor.untyped_storage()._cdata
+    return address
+
+
+def _innermost(outer: Callable[..., Any], inner: Sequence[tuple[int, Any]], count: int) -> Run:
+    """The function that Inductor wrote, without PyTorch's wrappers, where there is just the one.
+
+    It takes a list and empties it. The wrappers around it would change arguments that alias, and views
+    of arguments among the results: there are none here.
+    """
+    written = getattr(inner[0][1], "current_callable", None) if len(inner) == 1 else None
+    if written is None or inner[0][0] != count:
+        return outer
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        return written(list(tensors))  # type: ignore[no-any-return]
+
+    return run
+
+
+# A call of BLAS costs about what a kernel needs for so many multiplications,
+_MOST_MULTIPLICATIONS = 4096
+# and a loop over more summands than this is what BLAS is for.
+_MOST_SUMMANDS = 16
+
+
+def is_small(count: int, rows: int, inner: int, columns: int) -> bool:
+    """Whether ``count`` products of ``(rows, inner)`` with ``(inner, columns)`` are better fused."""
+    return inner <= _MOST_SUMMANDS and count * rows * inner * columns <= _MOST_MULTIPLICATIONS
+
+
+def small_products(table: dict[Any, Decomposition]) -> dict[Any, Decomposition]:
+    """A table of decompositions, with those of small matrix products put before its own."""
+
+    def before(op: Any, small: Decomposition) -> Decomposition:
+        def decompose(*args: Any, **kwargs: Any) -> Any:
+            result = small(*args, **kwargs)
+            if result is NotImplemented and op in table:
+                return table[op](*args, **kwargs)
+            return result
+
+        return decompose
+
+    rules: dict[Any, Decomposition] = {
+        aten.mm.default: _mm,
+        aten.bmm.default: _mm,
+        aten.addmm.default: _addmm,
+        aten.baddbmm.default: _addmm,
+    }
+    return {**table, **{op: before(op, small) for op, small in rules.items()}}
+
+
+def _mm(left: Tensor, right: Tensor) -> Any:
+    *batch, rows, inner = left.shape
+    columns = right.shape[-1]
+    small = is_small(math.prod(batch), rows, inner, columns)
+    if not small or not left.is_floating_point():
+        return NotImplemented
+    # (*batch, rows, inner, 1) * (*batch, 1, inner, columns) -> (*batch, rows, columns)
+    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
+
+
+def _addmm(term: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    product = _mm(left, right)
+    if product is NotImplemented or beta == 0:
+        return NotImplemented  # with a beta of 0, NaNs in the term do not count
+    scaled = product if alpha == 1 else alpha * product
+    return scaled + (term if beta == 1 else beta * term)
+
+
+def _reason(error: Exception) -> str:
+    if type(error).__name__ == "InvalidCxxCompiler":
+        return (
+            "compiling a derivative takes a C++ compiler, and PyTorch found none. Install one (g++, "
+            "clang or MSVC), say where it is with the environment variable CXX, or run the derivative "
+            "without compiling it."
+        )
+    return (
+        f"PyTorch could not compile the derivative ({type(error).__name__}: "
+        f"{next(iter(str(error).splitlines()), '')[:200]}). Run it without compiling it."
+    )

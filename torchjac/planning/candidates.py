@@ -1,0 +1,183 @@
+"""The ways that a plan considers, each traced, simplified and counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import TorchjacError
+from torchjac.evaluation.functions import Jacobian
+from torchjac.evaluation.programs.linear import LinearGraph, linear_graph
+from torchjac.evaluation.programs.program import Program, new_bytes
+from torchjac.evaluation.programs.simplify import simplify
+from torchjac.evaluation.programs.tracing import UntraceableError, as_functional, trace
+from torchjac.foundations.layout import Layout
+from torchjac.planning.attempt import attempt
+from torchjac.planning.chunks import available_memory, bytes_per_pass, choose_chunk_size
+from torchjac.planning.costs import Cost, cost_of
+from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.waists import Waist, multiplied
+from torchjac.planning.ways import Way
+from torchjac.structure.blocks import BlockIndex, SparseBlock
+
+__all__ = ["Candidate", "linearized", "passes_of", "traced"]
+
+# Chunks are written out one after another, and a graph of many is slow to make.
+_MOST_CHUNKS = 32
+_MOST_OPERATIONS = 20_000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to a derivative, worked out as far as it can be without running it."""
+
+    name: str
+    way: Way
+    passes: int
+    chunk_size: int
+    """Seeds that go into one pass."""
+    colored: bool = False
+    """Whether its seeds are those of a colouring."""
+    waist: Waist | None = None
+    program: Program | None = None
+    blocks: tuple[BlockIndex | None, ...] = ()
+    """For every leaf that the program returns, where its entries lie if it is sparse."""
+    num_values: int = 0
+    cost: Cost | None = None
+    refusal: str | None = None
+    """Why there is no program."""
+    seconds: float | None = None
+    """Measured."""
+
+    def answer(self, returned: Sequence[Tensor], width: int, outcome: Any) -> Answer:
+        """Read what the program returned; ``width`` input leaves stand side by side."""
+        count = len(self.blocks)
+        leaves = [
+            tensor if index is None else SparseBlock(index, tensor)
+            for index, tensor in zip(self.blocks, returned, strict=False)
+        ]
+        rows = [leaves[at : at + width] for at in range(0, count, width)]
+        values = returned[count : count + self.num_values]
+        carried = returned[count + self.num_values :]
+        return Answer(self.way, self.passes, rows, values, carried, outcome, None)
+
+
+def linearized(problem: Problem) -> LinearGraph:
+    """Trace the function of a problem with one backward pass, or raise `UntraceableError`."""
+    assert problem.others is not None
+    others, substituted = problem.others()
+
+    def function(tensors: Sequence[Tensor]) -> Any:
+        flat = substituted(tensors)
+        return flat if problem.order == 1 else Jacobian(flat, "reverse", vectorise=True)
+
+    return linear_graph(function, problem.primals, others)
+
+
+def traced(
+    problem: Problem, linear: LinearGraph, way: Way, name: str, waist: Waist | None = None
+) -> Candidate:
+    """Work one way out: run its seeds through the linear graph, under trace."""
+    counts = [node.meta["val"].numel() for node in linear.values]
+    first = dataclasses.replace(problem, order=1)  # a gradient's elements are outputs here
+    passes = waist.passes if waist else passes_of(first, way, counts)
+    size = passes if waist else _chunk_size(problem, linear, passes)
+    candidate = Candidate(name, way, passes, size, problem.compression is not None, waist)
+    try:
+        return _with_program(problem, linear, candidate)
+    except UntraceableError as error:
+        return dataclasses.replace(candidate, refusal=str(error))
+
+
+def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -> Candidate:
+    chunks = -(-candidate.passes // max(candidate.chunk_size, 1))
+    if chunks > _MOST_CHUNKS or chunks * len(linear.linear) > _MOST_OPERATIONS:
+        raise UntraceableError(f"it takes {chunks} chunks")
+    blocks: list[BlockIndex | None] = []
+    counts: list[int] = []
+    n = len(problem.primals)
+    others = problem.others()[0] if problem.others else []
+
+    def derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
+        here = dataclasses.replace(
+            problem,
+            primals=tensors[:n],
+            point=linear.at(tensors),
+            chunk_size=candidate.chunk_size,
+        )
+        if candidate.waist is not None:
+            answer = multiplied(here, candidate.way, candidate.waist)
+        else:
+            answer = attempt(here, candidate.way, None)
+        leaves = [_flat(leaf, problem) for row in answer.leaves for leaf in row]
+        blocks[:] = [index for _, index in leaves]
+        counts[:] = [len(answer.values)]
+        return (*[leaf for leaf, _ in leaves], *answer.values, *answer.carried)
+
+    _prepare_seeds(problem, linear, candidate.way)
+    graph = _traced_graph(derivative, [*problem.primals, *others])
+    program = Program(graph)
+    room = available_memory(problem.primals[0].device) // 2
+    if program.peak_bytes > room:
+        raise UntraceableError(f"it needs {program.peak_bytes >> 20} MiB at once")
+    return dataclasses.replace(
+        candidate,
+        program=program,
+        blocks=tuple(blocks),
+        num_values=counts[0],
+        cost=cost_of(graph.graph.nodes),
+    )
+
+
+def _traced_graph(derivative: Callable[..., Any], tensors: Sequence[Tensor]) -> Any:
+    try:
+        graph = as_functional(trace(derivative, tensors))
+    except TorchjacError as error:
+        raise UntraceableError(str(error)) from error
+    simplify(graph)
+    return graph
+
+
+def _flat(leaf: Tensor | SparseBlock, problem: Problem) -> tuple[Tensor, BlockIndex | None]:
+    if not isinstance(leaf, SparseBlock):
+        return leaf, None
+    if problem.layout is not torch.strided:
+        return leaf.values, leaf.where
+    return leaf.laid_out(problem.layout), None
+
+
+def passes_of(problem: Problem, way: Way, output_counts: Sequence[int]) -> int:
+    """How many seeds ``way`` takes, for a function with outputs of so many elements."""
+    if problem.compression is not None:
+        return problem.compression.coloring(way).num_colors
+    if way.direction == "forward":
+        return Layout(problem.primals, batched=problem.batched).total
+    rows = problem.rows(output_counts)
+    return rows if problem.order == 1 else rows * sum(p.numel() for p in problem.primals)
+
+
+def _chunk_size(problem: Problem, linear: LinearGraph, passes: int) -> int:
+    if problem.chunk_size != "auto":
+        return min(passes, problem.chunk_size or passes) or 1
+    largest = max(map(new_bytes, linear.linear), default=0)
+    elements = sum(primal.numel() for primal in problem.primals)
+    itemsize = max(primal.element_size() for primal in problem.primals)
+    held = bytes_per_pass(largest, elements, itemsize)
+    return choose_chunk_size(passes, held, problem.primals[0].device)
+
+
+def _prepare_seeds(problem: Problem, linear: LinearGraph, way: Way) -> None:
+    """Make what belongs to a pattern now: under trace it would become a part of the graph."""
+    compression = problem.compression
+    if compression is None:
+        return
+    values = [node.meta["val"] for node in linear.values]
+    for direction in compression.directions(way):
+        side = values if direction == "reverse" else problem.primals
+        compression.seeds(way, direction, Layout(side))
+    compression.recovery(way, values, problem.primals).prepare(problem.layout)

@@ -1,0 +1,204 @@
+"""What a plan decides: look at the function, work out the ways there are, count or measure, choose."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from torchjac.errors import StructureError
+from torchjac.evaluation.programs.linear import LinearGraph
+from torchjac.evaluation.programs.tracing import UntraceableError
+from torchjac.evaluation.surroundings import has_values
+from torchjac.planning.candidates import Candidate, linearized, passes_of, traced
+from torchjac.planning.compressed import Compression
+from torchjac.planning.memory import Record
+from torchjac.planning.problem import Problem
+from torchjac.planning.sparsity import find_pattern
+from torchjac.planning.waists import Waist, find_waist
+from torchjac.planning.ways import Way, compressed_ways
+
+__all__ = ["Design", "design", "without_trace"]
+
+# A pattern is looked for unasked up to so many entries.
+_MOST_ENTRIES = 1 << 24
+_ROUNDS, _BURST = 7, 2e-3
+
+
+@dataclass
+class Design:
+    """What was found, what was considered, and what was chosen."""
+
+    chosen: Candidate
+    considered: list[Candidate]
+    compression: Compression | None
+    """The pattern that was given or found, whether or not its colours were chosen."""
+    waist: Waist | None
+    reason: str
+    notes: list[str] = field(default_factory=list)
+
+
+def design(problem: Problem, record: Record, *, tune: bool) -> Design:
+    """Work out the ways that the options leave, and choose one."""
+    notes: list[str] = []
+    try:
+        _refuse_inner_forward(record)
+        linear = linearized(problem)
+    except UntraceableError as error:
+        return without_trace(problem, record, str(error))
+    found = problem.compression or _pattern(problem, record, notes)
+    waist = _waist(problem, linear, notes)
+    colored = dataclasses.replace(problem, compression=found)
+    considered = [
+        *(traced(problem, linear, way, _words(way)) for way in _dense_ways(problem, record)),
+        *(traced(colored, linear, way, _color_words(found, way)) for way in _color_ways(colored)),
+    ]
+    if waist is not None:
+        way = Way("reverse", True, record.ways[0].inner)
+        name = f"through a waist of {waist.narrowest}: {waist.bracketing}"
+        considered.append(traced(problem, linear, way, name, waist))
+    ready = [candidate for candidate in considered if candidate.program is not None]
+    if not ready:
+        refusals = {candidate.refusal for candidate in considered}
+        return without_trace(problem, record, "; ".join(map(str, refusals)))
+    if tune and has_values(problem.primals):
+        considered, ready = _measured(problem, considered)
+        chosen, reason = min(ready, key=lambda one: one.seconds or 0.0), "the fastest, measured"
+    else:
+        chosen, reason = min(ready, key=_counted), "the cheapest, counted"
+    return Design(chosen, considered, found, waist, reason, notes)
+
+
+def without_trace(
+    problem: Problem, record: Record, reason: str, found: Design | None = None
+) -> Design:
+    """Keep to what sizes tell, where the function cannot be traced or its trace not be trusted."""
+    plain = _plain(problem, record)
+    considered = [*(found.considered if found else ()), plain]
+    return Design(plain, considered, problem.compression, None, f"by sizes alone: {reason}")
+
+
+def _refuse_inner_forward(record: Record) -> None:
+    if record.ways[0].inner == "forward":
+        raise UntraceableError(
+            "the mode asks for forward mode inside, and what is traced are backward passes"
+        )
+
+
+def _plain(problem: Problem, record: Record) -> Candidate:
+    """What is done without a plan."""
+    way = record.next_way
+    passes = passes_of(problem, way, record.output_counts)
+    return Candidate(_words(way), way, passes, passes, problem.compression is not None)
+
+
+def _words(way: Way) -> str:
+    return f"{way.mode} mode"
+
+
+def _color_words(compression: Compression | None, way: Way) -> str:
+    assert compression is not None
+    coloring = compression.coloring(way)
+    kind = {"symmetric": "star", "bidirectional": "row and column"}.get(
+        coloring.by, coloring.by[:-1]
+    )
+    return f"{way.mode} mode, {coloring.num_colors} {kind} colours"
+
+
+def _pattern(problem: Problem, record: Record, notes: list[str]) -> Compression | None:
+    """Look for a pattern that nobody asked for, where one could help."""
+    if problem.batched:
+        return None
+    n, m = sum(primal.numel() for primal in problem.primals), sum(record.output_counts)
+    rows = m if problem.order == 1 else m * n
+    if min(rows, n) <= 1 or rows * n > _MOST_ENTRIES:
+        return None
+    try:
+        pattern, constants = find_pattern(problem, warn=False)
+    except StructureError as error:
+        notes.append(f"no pattern: {error}")
+        return None
+    if constants:
+        notes.append(
+            "the pattern would depend on the values of captured tensors, so it is not used; "
+            "sparsity='detect' uses it"
+        )
+        return None
+    return Compression(pattern, symmetric=problem.order == 2 and m == 1, name=problem.name)
+
+
+def _waist(problem: Problem, linear: LinearGraph, notes: list[str]) -> Waist | None:
+    if problem.compression is not None or problem.mode != "auto":
+        return None
+    if problem.batched:
+        notes.append("waists of single samples are not looked for")
+        return None
+    return find_waist(linear)
+
+
+def _dense_ways(problem: Problem, record: Record) -> list[Way]:
+    if problem.compression is not None:
+        return []
+    first, vectorised = record.ways[0], problem.chunk_size != 1
+    ways = [Way("reverse", vectorised, first.inner), Way("forward", vectorised, first.inner)]
+    if problem.mode != "auto":
+        return [way for way in ways if way.direction == first.direction]
+    return ways
+
+
+def _color_ways(problem: Problem) -> list[Way]:
+    """The ways of a colouring that takes fewer passes than there are rows and columns."""
+    compression = problem.compression
+    if compression is None:
+        return []
+    vectorised, most = problem.chunk_size != 1, min(compression.pattern.shape)
+    if problem.order == 2:
+        ways = [way for way in problem.ways(1) if way.vectorised == vectorised][:1]
+    else:
+        ways = list(compressed_ways(problem.mode, compression.chosen, vectorise=vectorised))
+        ways = [way for way in ways if way.vectorised == vectorised]
+    if problem.sparsity is not None:
+        return ways
+    return [way for way in ways if 2 * compression.coloring(way).num_colors <= most]
+
+
+def _counted(candidate: Candidate) -> int:
+    assert candidate.cost is not None
+    return candidate.cost.time
+
+
+def _measured(
+    problem: Problem, considered: Sequence[Candidate]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Time the candidates in turn, but for those that are hopeless by count."""
+    ready = [candidate for candidate in considered if candidate.program is not None]
+    most = 8 * min(map(_counted, ready))
+    tensors = [*problem.primals, *(problem.others()[0] if problem.others else ())]
+    racing = [candidate for candidate in ready if _counted(candidate) <= most]
+    turns: dict[int, list[float]] = {id(candidate): [] for candidate in racing}
+    for candidate in racing:
+        assert candidate.program is not None
+        candidate.program(*tensors)
+    for _ in range(_ROUNDS):
+        for candidate in racing:
+            assert candidate.program is not None
+            turns[id(candidate)].append(_seconds(candidate.program, tensors))
+    timed = {
+        key: dataclasses.replace(candidate, seconds=statistics.median(turns[key]))
+        for candidate in racing
+        for key in [id(candidate)]
+    }
+    return [timed.get(id(one), one) for one in considered], list(timed.values())
+
+
+def _seconds(run: Callable[..., object], tensors: Sequence[Tensor]) -> float:
+    count, start = 0, time.perf_counter()
+    while True:
+        run(*tensors)
+        count, elapsed = count + 1, time.perf_counter() - start
+        if elapsed > _BURST:
+            return elapsed / count

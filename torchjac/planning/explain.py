@@ -1,0 +1,142 @@
+"""What a plan says of itself when it is printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchjac.planning.candidates import Candidate
+from torchjac.structure.components import count_components
+
+if TYPE_CHECKING:
+    from torchjac.planning.plan import Plan
+
+__all__ = ["explain"]
+
+# Of the entries: a picture of more would show nothing.
+_FULL = 0.5
+
+
+def explain(plan: Plan) -> str:
+    """Say what was found, what was considered at what cost, what was chosen and why, and how it runs."""
+    parts = [_title(plan), *_found(plan), *_considered(plan), *_chosen(plan), *_runs(plan)]
+    return "\n".join(parts)
+
+
+def _title(plan: Plan) -> str:
+    n = sum(primal.numel() for primal in plan._problem.primals)
+    what = {"jac": "Jacobian", "batched_jac": "per-sample Jacobians", "hessian": "Hessian"}
+    lines = [f"Plan: {what[plan._transform.name]} of {_function(plan)} by {n:,} elements"]
+    lines += [f"  {line}" for line in plan._fields.lines()]
+    return "\n".join(lines)
+
+
+def _function(plan: Plan) -> str:
+    func = plan._transform.func
+    return str(getattr(func, "__name__", type(func).__name__))
+
+
+def _found(plan: Plan) -> list[str]:
+    found, lines = plan._design, ["found"]
+    if found.compression is not None:
+        pattern = found.compression.pattern
+        rows, columns = pattern.shape
+        density = pattern.nnz / max(rows * columns, 1)
+        lines.append(
+            f"  pattern   {rows:,} × {columns:,} with {pattern.nnz:,} nonzeros ({density:.2%}), "
+            f"{_blocks(plan)}"
+        )
+        if density < _FULL:
+            lines += [f"            {line}" for line in pattern.picture(lines=8).splitlines()]
+    if found.waist is not None:
+        sizes = " → ".join(f"{size:,}" for size in found.waist.bracketing.sizes)
+        lines.append(f"  waist     {found.waist.narrowest:,} elements ({sizes})")
+    lines += [f"  note      {note}" for note in found.notes]
+    return lines if len(lines) > 1 else [*lines, "  nothing that saves passes"]
+
+
+def _blocks(plan: Plan) -> str:
+    pattern = plan.pattern
+    assert pattern is not None
+    parts = count_components(pattern)
+    return f"{parts:,} independent parts" if parts > 1 else "all connected"
+
+
+def _considered(plan: Plan) -> list[str]:
+    rows: list[tuple[str, ...]] = [
+        ("", "way", "passes", "flops", "bytes", "operations", "estimated", "measured")
+    ]
+    rows += [_row(plan, candidate) for candidate in plan._design.considered]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = ["considered"]
+    for row in rows:
+        cells = [
+            text.ljust(width) if at < 2 else text.rjust(width)
+            for at, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    lines += [
+        f"  not {candidate.name}: {candidate.refusal}"
+        for candidate in plan._design.considered
+        if candidate.refusal
+    ]
+    return lines
+
+
+def _row(plan: Plan, candidate: Candidate) -> tuple[str, ...]:
+    mark = "▶" if candidate is plan._design.chosen else ""
+    cost = candidate.cost
+    counted = ("", "", "", "")
+    if cost is not None:
+        counted = (
+            _short(cost.flops),
+            _short(cost.nbytes),
+            str(cost.operations),
+            _time(cost.time * 1e-12),
+        )
+    measured = "" if candidate.seconds is None else _time(candidate.seconds)
+    return (mark, candidate.name, f"{candidate.passes:,}", *counted, measured)
+
+
+def _chosen(plan: Plan) -> list[str]:
+    chosen, lines = plan._design.chosen, ["chosen"]
+    lines.append(f"  {chosen.name}, {plan._design.reason}")
+    others = [
+        candidate.cost.time
+        for candidate in plan._design.considered
+        if candidate.cost is not None and candidate is not chosen
+    ]
+    if chosen.cost is not None and others:
+        lines.append(f"  at {chosen.cost.time / min(others):.2g} of the cost of the next best")
+    return lines
+
+
+def _runs(plan: Plan) -> list[str]:
+    chosen = plan._design.chosen
+    chunks = -(-chosen.passes // max(chosen.chunk_size, 1))
+    how = "at once" if chunks <= 1 else f"in {chunks} chunks of {chosen.chunk_size:,}"
+    lines = ["runs", f"  {chosen.passes:,} {'pass' if chosen.passes == 1 else 'passes'}, {how}"]
+    if plan._program is None:
+        lines.append("  through the function itself, as the transform does without a plan")
+        return lines
+    kind = "compiled" if plan._compiled else "operation by operation"
+    lines.append(
+        f"  as a graph of {plan._program.num_operations} operations, {kind}; "
+        f"about {_short(plan._program.peak_bytes)}B at the peak"
+    )
+    return lines
+
+
+def _short(number: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}T"
+
+
+def _time(seconds: float) -> str:
+    for unit in ("s", "ms", "µs"):
+        if seconds >= 1:
+            return f"{seconds:.3g} {unit}"
+        seconds *= 1000
+    return f"{seconds:.3g} ns"

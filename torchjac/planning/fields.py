@@ -1,0 +1,174 @@
+"""What arguments a plan is for, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchjac.foundations.pytree import TreeSpec, flatten
+
+__all__ = ["Arguments", "Fields", "are_plain"]
+
+
+class Fields:
+    """The tree, shapes, dtypes, devices and plain values of a call's arguments."""
+
+    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self._arguments = _described(args, kwargs)
+
+    def differences(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """Say of every field that differs what was planned and what came."""
+        now, planned = _described(args, kwargs), self._arguments
+        found = [f"{name} was planned, and is missing" for name in planned if name not in now]
+        found += [f"{name} was not planned" for name in now if name not in planned]
+        for name, (spec, leaves) in planned.items():
+            if name not in now:
+                continue
+            other_spec, other_leaves = now[name]
+            if spec != other_spec:
+                found.append(
+                    f"{name}: another tree: {_tree(spec)} was planned, got {_tree(other_spec)}"
+                )
+                continue
+            for number, (leaf, other) in enumerate(zip(leaves, other_leaves, strict=True)):
+                where = name if len(leaves) == 1 else f"{name}, leaf {number}"
+                found += [f"{where}: {line}" for line in _compared(leaf, other)]
+        return found
+
+    def lines(self) -> list[str]:
+        """A line for every argument."""
+        return [
+            f"{name}: {', '.join(' '.join(map(str, leaf.values())) for leaf in leaves)}"
+            for name, (_, leaves) in self._arguments.items()
+        ]
+
+    @property
+    def signature(self) -> list[str]:
+        """All of it in words that can be compared later, in another process."""
+        return [
+            f"{name} {_tree(spec)}" for name, (spec, _) in self._arguments.items()
+        ] + self.lines()
+
+
+def _described(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, tuple[TreeSpec, list[dict[str, Any]]]]:
+    named = {f"argument {number}": arg for number, arg in enumerate(args)}
+    named.update({f"keyword {name!r}": arg for name, arg in kwargs.items()})
+    described = {}
+    for name, argument in named.items():
+        leaves, spec = flatten(argument)
+        described[name] = spec, [_leaf(leaf) for leaf in leaves]
+    return described
+
+
+def _leaf(leaf: Any) -> dict[str, Any]:
+    if isinstance(leaf, Tensor):
+        return {"shape": tuple(leaf.shape), "dtype": leaf.dtype, "device": leaf.device}
+    return {"value": leaf}
+
+
+def _compared(planned: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    if planned.keys() != got.keys():
+        return [f"a {_kind(planned)} was planned, got a {_kind(got)}"]
+    return [
+        f"{field} {planned[field]!r} was planned, got {got[field]!r}"
+        for field in planned
+        if not _equal(planned[field], got[field])
+    ]
+
+
+def _kind(leaf: Mapping[str, Any]) -> str:
+    return type(leaf["value"]).__name__ if "value" in leaf else "tensor"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    try:
+        return type(one) is type(other) and bool(one == other)
+    except Exception:  # noqa: BLE001 - whatever does not compare is not the same
+        return False
+
+
+def _tree(spec: TreeSpec) -> str:
+    return str(spec).replace("TreeSpec", "").replace("*", "tensor")
+
+
+class Arguments:
+    """How the tensors that a program takes are got from a call's arguments, quickly where possible.
+
+    Args:
+        args: the positional arguments of the call that was planned on.
+        kwargs: its keyword arguments.
+        inputs: the tensors that the program takes.
+        is_bare: whether the user gets the program's first result as it is.
+    """
+
+    def __init__(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        inputs: Sequence[Tensor],
+        *,
+        is_bare: bool,
+    ) -> None:
+        self.is_bare, self.planned = is_bare, inputs
+        self._strides = [planned_stride(tensor) for tensor in inputs]
+        self._count, self._kinds = len(args), None
+        at = {id(arg): position for position, arg in enumerate(args)}
+        if (
+            not kwargs
+            and len(at) == len(args)
+            and are_plain(args)
+            and all(id(t) in at for t in inputs)
+        ):
+            self._kinds = [(arg.shape, arg.dtype, arg.device) for arg in args]
+            self._order = [at[id(tensor)] for tensor in inputs]
+            self._in_order = self._order == list(range(len(args)))
+
+    def taken(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Tensor] | None:
+        """The program's inputs, if the arguments are tensors alone, and those that were planned for."""
+        if self._kinds is None or kwargs or len(args) != self._count:
+            return None
+        for arg, (shape, dtype, device) in zip(args, self._kinds, strict=True):
+            if (
+                not isinstance(arg, Tensor)
+                or arg.shape != shape
+                or arg.dtype is not dtype
+                or arg.device != device
+            ):
+                return None
+        return args if self._in_order else [args[at] for at in self._order]
+
+    def laid_out(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same with the strides that were planned for; views in the program depend on them."""
+        for tensor, stride in zip(tensors, self._strides, strict=True):
+            if tensor.stride() != stride:
+                return [_strided(t, s) for t, s in zip(tensors, self._strides, strict=True)]
+        return tensors
+
+
+def planned_stride(tensor: Tensor) -> tuple[int, ...]:
+    """The strides that a program is made for: the tensor's own, unless its elements share memory."""
+    return (
+        torch.empty_like(tensor, device="meta").stride()
+        if 0 in tensor.stride()
+        else tensor.stride()
+    )
+
+
+def _strided(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    if tensor.stride() == stride:
+        return tensor
+    tensor = tensor.detach()
+    made = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
+    return made.copy_(tensor)
+
+
+def are_plain(tensors: Sequence[Any]) -> bool:
+    """Whether all are tensors of PyTorch's own, not of a subclass with ideas about operations."""
+    return all(type(tensor) is Tensor or type(tensor) is torch.nn.Parameter for tensor in tensors)

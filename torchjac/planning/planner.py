@@ -1,0 +1,143 @@
+"""Making a plan: look, trace, choose, and check the choice on the arguments at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import PlanError, SparsityMismatchError
+from torchjac.evaluation.probes import tolerance
+from torchjac.evaluation.programs.tracing import UntraceableError
+from torchjac.evaluation.surroundings import Draw, has_values, nothing_around
+from torchjac.foundations.pytree import flatten
+from torchjac.planning.attempt import attempt
+from torchjac.planning.captures import Captures
+from torchjac.planning.design import Design, design, without_trace
+from torchjac.planning.fields import Arguments, Fields
+from torchjac.planning.look import evaluate_plainly
+from torchjac.planning.memory import Record, remember
+from torchjac.planning.plan import Plan, Transform, inputs_of
+from torchjac.planning.problem import Problem
+from torchjac.planning.solve import first_look
+from torchjac.planning.verify import verified
+
+__all__ = ["make_plan"]
+
+
+def make_plan(
+    transform: Transform, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, tune: bool
+) -> Plan:
+    """Plan a transform for such arguments.
+
+    The function is evaluated a few times and traced once. Nothing is checked where the arguments have
+    no values.
+    """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return make_plan(transform, args, kwargs, tune=tune)
+    if not nothing_around():
+        raise PlanError(
+            f"{transform.name}(...).plan: a plan cannot be made within vmap, grad, torch.compile or a "
+            f"dispatch mode. Make it outside, and call it there; or call the transform itself."
+        )
+    call, problem = transform.ask(args, kwargs)
+    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    constants = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, Tensor)]
+    captures = Captures.of(functools.partial(transform.func, *constants))
+    draw = Draw(problem.primals)
+    record = first_look(problem, draw)
+    found = _designed(problem, record, captures, draw, tune)
+    program = found.chosen.program
+    key = object()
+    problem.signature = lambda: key
+    if found.chosen.colored and problem.sparsity is None and found.compression is not None:
+        problem.sparsity = found.compression.pattern
+        record.compression = found.compression
+        record.ways = dataclasses.replace(problem, compression=found.compression).ways(
+            problem.rows(record.output_counts)
+        )
+    remember(key, record)
+    bare = program is not None and _is_bare(transform, call, problem, found)
+    return Plan(
+        transform,
+        call,
+        problem,
+        found,
+        Fields(args, kwargs),
+        None if program is None else captures,
+        Arguments(args, kwargs, inputs_of(problem), is_bare=bare),
+        program,
+    )
+
+
+def _designed(
+    problem: Problem, record: Record, captures: Captures, draw: Draw, tune: bool
+) -> Design:
+    """The design, of which the chosen way has stood the test on the arguments at hand."""
+    if changed := captures.changed():
+        return without_trace(problem, record, f"func changes what it reaches: {changed}")
+    if not captures.is_sure:
+        reason = f"func reaches something that cannot be watched: {captures.unsure_of}"
+        return without_trace(problem, record, reason)
+    found = design(problem, record, tune=tune)
+    if changed := captures.changed():
+        return without_trace(problem, record, f"func changes what it reaches: {changed}")
+    if found.chosen.program is None or not has_values(problem.primals):
+        return found
+    try:
+        _try_out(problem, record, found, draw)
+    except UntraceableError as error:
+        return without_trace(problem, record, str(error), found)
+    return found
+
+
+def _try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
+    """Compare what the chosen program returns with the function itself, or raise `UntraceableError`."""
+    chosen = found.chosen
+    assert chosen.program is not None
+    with draw.aside():
+        returned = chosen.program(*inputs_of(problem))
+    answer = chosen.answer(returned, len(problem.primals), problem.outcome())
+    with draw.aside():
+        values = evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
+    if not _alike(answer.values, values):
+        raise UntraceableError(
+            "func gave other values than its trace, so it depends on something that is not an argument: "
+            "a state, the time, a generator of its own"
+        )
+    if problem.check == "never":
+        return
+    here = dataclasses.replace(problem, compression=found.compression if chosen.colored else None)
+    try:
+        kept = verified(here, answer, record, draw, lambda way: attempt(here, way, record))
+    except SparsityMismatchError as error:
+        if problem.sparsity is not None:
+            raise
+        raise UntraceableError(
+            f"the pattern that was found is not that of the derivative ({error})"
+        ) from error
+    if kept is not answer:
+        raise UntraceableError("the traced derivative disagreed with plain backward passes")
+
+
+def _alike(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    for one, other in zip(got, expected, strict=True):
+        a, b, close = one.detach().double(), other.detach().double(), tolerance([one, other])
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=close, atol=close, equal_nan=True):
+            return False
+    return True
+
+
+def _is_bare(transform: Transform, call: Any, problem: Problem, found: Design) -> bool:
+    """Whether the first tensor that the program returns is what the user gets, as it is."""
+    chosen = found.chosen
+    if len(chosen.blocks) != 1 or chosen.blocks[0] is not None or call.options.has_aux:
+        return False
+    marker = torch.empty(0)
+    answer = chosen.answer([marker] * (1 + chosen.num_values), 1, problem.outcome())
+    return transform.give(call, answer) is marker

@@ -1,0 +1,56 @@
+"""A plan held against products that share nothing with how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchjac.errors import PlanError
+from torchjac.evaluation.probes import adjoint_probe, difference_probe, forward_probe
+from torchjac.evaluation.surroundings import Draw
+from torchjac.planning.verify import recorded, trusted_function
+
+if TYPE_CHECKING:
+    from torchjac.planning.plan import Plan
+
+__all__ = ["verify"]
+
+
+def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Compare, or raise `PlanError`."""
+    _, problem = plan._transform.ask(args, kwargs)
+    problem = dataclasses.replace(problem, primals=[p.detach() for p in problem.primals])
+    draw = Draw(problem.primals)
+    with draw.aside(), torch.no_grad():
+        answer = plan.answer(args, kwargs)
+    function = trusted_function(problem)
+    graph = recorded(problem, answer, draw)
+    if graph is None:
+        raise PlanError(
+            f"{plan._name}.verify: func gives other values than the plan, or has no plain backward pass; "
+            f"there is nothing to compare with. Make a new plan."
+        )
+    disagrees = []
+    if adjoint_probe(graph, answer.leaves, batched=problem.batched) is not None:
+        disagrees.append("one plain backward pass")
+    with draw.aside():
+        if not forward_probe(function, problem.primals, answer.leaves, batched=problem.batched):
+            disagrees.append("one plain forward pass")
+
+    def replayed(primals: Any) -> Any:
+        with draw.aside(), torch.no_grad():
+            return function(primals)
+
+    if not difference_probe(replayed, problem.primals, answer.leaves, batched=problem.batched):
+        disagrees.append(
+            "a difference of gradients" if problem.order == 2 else "a central difference"
+        )
+    if disagrees:
+        raise PlanError(
+            f"{plan._name}.verify: the derivative disagrees with {' and '.join(disagrees)}. If that is a "
+            f"difference alone, func may hold a derivative back on purpose (detach, no_grad) or have a "
+            f"kink here; else please report it. torchjac.testing.check_jac shows where."
+        )

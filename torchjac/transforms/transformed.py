@@ -1,0 +1,58 @@
+"""What a transform returns: a callable that computes at once, and that can be planned."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.solve import solve
+
+__all__ = ["Transform", "like_func", "transformed"]
+
+
+def like_func(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a wrapper the name, doc and signature of ``func``, but not the attributes of a module."""
+    return functools.wraps(func, updated=())
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A transform of one function, taken apart into what is asked and what is handed out."""
+
+    name: str
+    func: Callable[..., Any]
+    options: Any
+    ask: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]
+    give: Callable[[Any, Answer], Any]
+
+
+def transformed(transform: Transform) -> Callable[..., Any]:
+    """Put a transform together: what it asks, solved, is handed out."""
+    ask, give = transform.ask, transform.give
+
+    @like_func(transform.func)
+    def derivative(*args: Any, **kwargs: Any) -> Any:
+        call, problem = ask(args, kwargs)
+        return give(call, solve(problem))
+
+    def plan(*args: Any, tune: bool = False, **kwargs: Any) -> Any:
+        """Look into the function once, and choose the cheapest way to its derivative.
+
+        Args:
+            *args: the arguments of a call; their values are used to check the plan, and to measure.
+            tune: whether to measure what was considered, instead of counting alone.
+            **kwargs: the keyword arguments of the call.
+
+        Returns:
+            A `Plan`, to be called with arguments of the same shapes.
+        """
+        # Most calls never plan, and it takes much of PyTorch that nobody else needs.
+        from torchjac.planning.planner import make_plan
+
+        return make_plan(transform, args, kwargs, tune=tune)
+
+    derivative.plan = plan  # type: ignore[attr-defined]
+    return derivative
