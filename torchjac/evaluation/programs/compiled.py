@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchjac.errors import UnsupportedError
-from torchjac.evaluation.programs.small_products import ScalarCode, Unfit, straight_line
+from torchjac.evaluation.programs.small_products import ScalarCode, UnfitError, straight_line
 from torchjac.evaluation.programs.tracing import captured_tensors
 from torchjac.evaluation.surroundings import exclusively, without_modes, without_transforms
 
@@ -102,7 +102,7 @@ def _compile(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
         lifted = make_fx(apart, decomposition_table=table, tracing_mode="fake")(*likes)
         lifted.graph.eliminate_dead_code()
         lifted.recompile()
-        with contextlib.suppress(Unfit):
+        with contextlib.suppress(UnfitError):
             return _load(straight_line(lifted, likes))
         outer: Any = compile_fx(lifted, likes, inner_compile=catch, decompositions=table)
     return _innermost(outer, inner, len(likes))
@@ -110,10 +110,13 @@ def _compile(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
 
 def _load(code: ScalarCode) -> Run:
     """Compile scalar code with Inductor's compiler and its cache, and allocate for it."""
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
+    try:
+        from torch._C._dynamo.guards import _empty_strided_cpu as empty  # type: ignore[attr-defined]
+        from torch._inductor.codecache import CppPythonBindingsCodeCache
 
-    kernel = CppPythonBindingsCodeCache.load_pybinding(code.pointers, code.source)
-    empty = torch._C._dynamo.guards._empty_strided_cpu
+        kernel = CppPythonBindingsCodeCache.load_pybinding(code.pointers, code.source)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        raise UnfitError("PyTorch has another way of loading C++") from error
     kinds = [(tuple(like.shape), like.stride(), like.dtype) for like in code.results]
 
     def run(*tensors: Tensor) -> Sequence[Tensor]:

@@ -144,7 +144,7 @@ class Rewriter:
         known = None if key is None else self._written.get(key)
         if known is None:
             # What was symbolic has a layout only now.
-            as_said = all(dense[name] is given for name, given in call.arguments.items())
+            as_said = dense == call.arguments
             like = call.like if as_said else self.infer(call.target, dense)
             known = self.graph.call_function(call.target, args, kwargs)
             known.meta["val"] = like

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 
-__all__ = ["ScalarCode", "Unfit", "straight_line"]
+__all__ = ["ScalarCode", "UnfitError", "straight_line"]
 
 # The compiler takes a second for a thousand statements, and loops are no worse from here on.
 _MOST_STATEMENTS = 5000
@@ -67,7 +67,7 @@ _FORMULAS = {
 }
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """The graph is not one for scalar code: too much of it, or an operation that has no formula."""
 
 
@@ -85,12 +85,13 @@ def straight_line(graph: GraphModule, tensors: Sequence[Tensor]) -> ScalarCode:
     """Write a decomposed graph down as scalar C++.
 
     Raises:
-        Unfit: Inductor is to be asked instead.
+        UnfitError: Inductor is to be asked instead.
     """
     _refuse_large(graph, tensors)
     numbering = _Numbering(graph)
     returned = numbering.run(*[numbering.load(at, like) for at, like in enumerate(tensors)])
-    likes = [node.meta["val"].clone() for node in _output(graph).args[0]]  # type: ignore[union-attr]
+    *_, output = graph.graph.nodes
+    likes = [node.meta["val"].clone() for node in output.args[0]]
     stores = [
         _laid_out(numbering.numbers(value), like)
         for value, like in zip(returned, likes, strict=True)
@@ -109,23 +110,19 @@ def straight_line(graph: GraphModule, tensors: Sequence[Tensor]) -> ScalarCode:
     return ScalarCode([kind for kind, _ in parameters], source, likes)
 
 
-def _output(graph: GraphModule) -> Node:
-    return next(iter(reversed(graph.graph.nodes)))
-
-
 def _refuse_large(graph: GraphModule, tensors: Sequence[Tensor]) -> None:
     made = tuple(node.meta.get("val") for node in graph.graph.nodes)
     values = [*tensors, *_of_kind(made, Tensor)]
     if any(value.device.type != "cpu" or value.layout != torch.strided for value in values):
-        raise Unfit("it is not for the processor")
+        raise UnfitError("it is not for the processor")
     if sum(value.numel() for value in values) > _MOST_ELEMENTS:
-        raise Unfit("it has too many elements")
+        raise UnfitError("it has too many elements")
 
 
 def _laid_out(numbers: Tensor, like: Tensor) -> list[int]:
     """The numbers of a dense tensor in the order of its memory."""
     if like.dtype not in _TYPES:
-        raise Unfit(f"a result of {like.dtype}")
+        raise UnfitError(f"a result of {like.dtype}")
     memory = torch.empty_strided(like.shape, like.stride(), dtype=torch.int64)
     memory.copy_(numbers)
     found: list[int] = memory.as_strided((memory.numel(),), (1,)).tolist()
@@ -141,7 +138,7 @@ def _statements(tape: _Tape, wanted: list[int]) -> Iterator[str]:
             live.add(number)
             wanted.extend(tape.made[number].operands)
     if len(live) > _MOST_STATEMENTS:
-        raise Unfit("it takes too many operations")
+        raise UnfitError("it takes too many operations")
     for number in sorted(live):
         made = tape.made[number]
         if not isinstance(made.form, float):
@@ -175,7 +172,7 @@ class _Tape:
 
     def constant(self, value: float) -> int:
         if not math.isfinite(value):
-            raise Unfit("an infinite constant")
+            raise UnfitError("an infinite constant")
         return self.put(_Made(float(value) + 0.0, torch.float64))  # no negative zero
 
     def value(self, number: int) -> float | None:
@@ -215,7 +212,7 @@ class _Tape:
 
     def div(self, dtype: torch.dtype, a: int, b: int) -> int:
         if self.value(b) == 0:
-            raise Unfit("a division by zero")
+            raise UnfitError("a division by zero")
         return a if a == self.zero or b == self.one else self.put(_Made("{0} / {1}", dtype, (a, b)))
 
     def pow(self, dtype: torch.dtype, a: int, b: int) -> int:
@@ -244,7 +241,7 @@ class _Numbering(Interpreter):
     def load(self, argument: int, like: Tensor) -> _Numbers:
         """The elements of an argument, read from its memory."""
         if like.dtype not in _TYPES:
-            raise Unfit(f"an argument of {like.dtype}")
+            raise UnfitError(f"an argument of {like.dtype}")
         offsets = torch.zeros(like.shape, dtype=torch.int64)
         for dim, (side, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
             ahead = torch.arange(side) * stride
@@ -277,13 +274,13 @@ class _Numbering(Interpreter):
             return target(*args, **kwargs)  # one of several results
         numbered = _of_kind((args, kwargs), _Numbers)
         if torch.Tag.nondeterministic_seeded in target.tags:
-            raise Unfit("it draws random numbers")
+            raise UnfitError("it draws random numbers")
         if not numbered:
             return target(*args, **kwargs)
         name: str = target._schema.name.partition("::")[2]
         dtype = _of_kind(self._like, Tensor)[0].dtype
         if dtype not in _TYPES:
-            raise Unfit(f"{target} gives {dtype}")
+            raise UnfitError(f"{target} gives {dtype}")
         if name in _MOVES:
             return self._moved(name, target, dtype, args, kwargs)
         return self._computed(name, numbered[0].dtype, dtype, args, kwargs)
@@ -291,7 +288,7 @@ class _Numbering(Interpreter):
     def _moved(self, name: str, target: Any, dtype: torch.dtype, args: Any, kwargs: Any) -> Any:
         pads = name == "constant_pad_nd" and len(args) > 2 and args[2] != 0
         if pads or any(isinstance(a, torch.dtype) for a in (*args, *kwargs.values())):
-            raise Unfit(f"{target} makes other elements")
+            raise UnfitError(f"{target} makes other elements")
 
         def numbered(value: Any) -> Any:
             constant = isinstance(value, Tensor) and (value.is_floating_point() or name == "cat")
@@ -300,7 +297,7 @@ class _Numbering(Interpreter):
         # A view of the graph's memory need not be one of the numbers', which lie as they come.
         move = torch.reshape if name in ("view", "_unsafe_view") else target
         options = {k: v for k, v in kwargs.items() if k != "memory_format"}
-        result = move(*map_aggregate(args, numbered), **map_aggregate(options, numbered))
+        result: Any = move(*map_aggregate(args, numbered), **map_aggregate(options, numbered))
         if isinstance(result, Tensor):
             return _Numbers(result, dtype)
         return [_Numbers(one, dtype) for one in result]
@@ -319,12 +316,12 @@ class _Numbering(Interpreter):
         if name in ("mul", "add", "sub", "div", "pow", "neg"):
             alpha = kwargs.get("alpha", 1)
             if alpha != 1 or kwargs.get("rounding_mode"):
-                raise Unfit(f"{name} with options")
+                raise UnfitError(f"{name} with options")
             return self._each(
                 dtype, functools.partial(getattr(tape, name), dtype), *map(self.numbers, args)
             )
         if name not in _FORMULAS or kwargs:
-            raise Unfit(f"{name} has no formula")
+            raise UnfitError(f"{name} has no formula")
         if name == "where" and isinstance(args[0], Tensor):
             return _Numbers(torch.where(args[0], *map(self.numbers, args[1:])), dtype)
         compares = dtype == torch.bool

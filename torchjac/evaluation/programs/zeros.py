@@ -77,6 +77,7 @@ _SOURCES: dict[str, Number | None] = {
     "zeros_like": 0,
     "new_zeros": 0,
     "_efficientzerotensor": 0,
+    "_new_zeros_with_same_feature_meta": 0,
     "ones": 1,
     "ones_like": 1,
     "new_ones": 1,

@@ -1,0 +1,254 @@
+"""The walk through everything that a function reaches.
+
+NOTE [what counts]. Of an instance, a list or a dict everything counts; of a Python module or a class,
+which are shared with the rest of the program, only what the reached code mentions.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import functools
+import re
+import sys
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchjac.planning.bindings import CONSTANTS, MISSING, Container, Name, noun
+
+__all__ = ["OF_MODULES", "Search"]
+
+# Whose functions, classes and modules are taken to stay as they are.
+_LIBRARIES = frozenset({"torch", "torchjac", "numpy", *sys.stdlib_module_names})
+_ROWS = (list, tuple, set, frozenset, deque)
+# Types written in C whose whole contents are seen here.
+_PLAIN = frozenset(
+    {object, dict, OrderedDict, defaultdict, types.MappingProxyType, torch.Size, *_ROWS}
+)
+_OPEN = _PLAIN | {types.SimpleNamespace}
+# Containers longer than this, and more bindings than this, would cost more than they save.
+_LONG, _MANY = 1024, 1 << 16
+_HEAP_TYPE = 1 << 9  # of the flags of a class: made at run time, as those written in Python are
+_MAKERS = ("__init__", "__new__")
+# Called by PyTorch where no code mentions them.
+_IMPLIED = frozenset({"forward", "backward", "jvp", "vmap", "setup_context", "right_inverse"})
+# With these, code reaches names that it does not mention.
+_DYNAMIC = frozenset({"eval", "exec", "globals", "__import__"})
+_GLOBAL_HOOKS = re.compile("_global_(forward|backward).*hooks$")
+# What every module has of its own, beside the switch: dicts, for the most part empty.
+OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training"}
+# What these hold, and hold for good. What a cache remembers came from the function that it wraps.
+_PARTS: dict[type, tuple[str, ...]] = {
+    types.MethodType: ("__func__", "__self__"),
+    types.BuiltinFunctionType: ("__self__",),  # of a function, the Python module it is from
+    types.MethodWrapperType: ("__self__",),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget", "fset"),
+    functools.cached_property: ("func",),
+    functools.partial: ("func", "args", "keywords"),
+    type(functools.lru_cache(len)): ("__wrapped__",),
+    slice: ("start", "stop", "step"),
+}
+
+
+class Search:
+    """A walk through everything that a function reaches."""
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self._func = func
+        self.names: list[Name] = []
+        self.containers: list[Container] = []
+        self.tensors: dict[int, Tensor] = {}
+        self.unsure_of: str | None = None
+        self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that ids stay taken
+        self._mentioned = set(_IMPLIED)
+        self._namespaces: dict[int, tuple[Mapping[str, Any], str, bool]] = {}
+        self._bound: set[tuple[int, str]] = set()
+        self._waiting: deque[tuple[Any, str]] = deque([(func, noun(func))])
+        while self._waiting:
+            self._visit(*self._waiting.popleft())
+            if not self._waiting:
+                self._visit_namespaces()
+
+    def _visit(self, subject: Any, path: str) -> None:
+        if isinstance(subject, Tensor):
+            self.tensors[id(subject)] = subject
+        elif not isinstance(subject, CONSTANTS) and id(subject) not in self._seen:
+            self._seen[id(subject)] = subject
+            if len(self._seen) > _MANY:
+                self._doubt(f"{path} and more: too many objects to watch")
+            else:
+                self._look_into(subject, path)
+
+    def _look_into(self, subject: Any, path: str) -> None:
+        if isinstance(subject, types.FunctionType):
+            self._function(subject, path)
+        elif isinstance(subject, types.ModuleType):
+            if not _is_library(subject.__name__):
+                self._namespaces[id(subject)] = vars(subject), path, False
+        elif isinstance(subject, type):
+            self._class(subject)
+            if not _is_library(subject.__module__):
+                self._wait(*[(vars(subject).get(name), path) for name in _MAKERS])
+        elif isinstance(subject, weakref.ref):
+            self._wait((subject(), path))
+        else:
+            parts = next((_PARTS[kind] for kind in type(subject).__mro__ if kind in _PARTS), None)
+            self._wait(*[(getattr(subject, name), f"{path}.{name}") for name in parts or ()])
+            if parts is None:
+                self._object(subject, path)
+
+    def _wait(self, *found: tuple[Any, str]) -> None:
+        self._waiting += found
+
+    def _doubt(self, words: str) -> None:
+        self.unsure_of = self.unsure_of or words
+
+    # Functions, and the namespaces in which they look names up
+
+    def _function(self, function: types.FunctionType, path: str) -> None:
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        for name, cell in cells:
+            label = f"the closure variable {name!r} of {path}"
+            self._bind(label, partial(getattr, cell, "cell_contents"), name)
+        space = function.__globals__
+        if _is_library(space.get("__name__")):
+            return
+        self._bind(f"the code of {path}", partial(getattr, function, "__code__"), path)
+        # Where there are no defaults, those given later are for arguments that are passed already.
+        if function.__defaults__:
+            read = partial(getattr, function, "__defaults__")
+            self._bind(f"the defaults of {path}", read, f"{path}.__defaults__")
+        if function.__kwdefaults__:
+            self._items(function.__kwdefaults__, f"{path}.__kwdefaults__")
+        mentions = _mentions(function.__code__)
+        named = {*mentions.variables, *function.__code__.co_freevars}
+        if vars(function) or function is not self._func or function.__name__ in named:
+            self._items(vars(function), path, attributes=True, ordered=False)
+        self._mentioned |= mentions.attributes
+        for name in mentions.variables:
+            if name in _DYNAMIC:
+                self._doubt(f"{path}, which calls {name}")
+            if name in space or not hasattr(builtins, name):
+                self._bind_item(f"the global variable {name!r}", space, name, name)
+        for name in mentions.imports:
+            package = sys.modules.get(f"{space.get('__package__')}.{name}", sys.modules.get(name))
+            self._wait((package, name))
+            if package is None:
+                self._doubt(f"{path}, which imports {name or 'from its package'}")
+
+    def _class(self, cls: type) -> None:
+        for base in cls.__mro__:
+            if id(base) not in self._namespaces and not _is_library(base.__module__):
+                self._namespaces[id(base)] = vars(base), base.__qualname__, True
+
+    def _visit_namespaces(self) -> None:
+        """Bind what was mentioned, by any of the code reached, of Python modules and of classes."""
+        for space, path, is_class in self._namespaces.values():
+            for name, value in space.items():
+                special = is_class and isinstance(value, types.FunctionType) and name[:2] == "__"
+                if name in self._mentioned or (special and name not in _MAKERS):
+                    self._bind_item(f"{path}.{name}", space, name, f"{path}.{name}")
+
+    def _bind_item(self, label: str, space: Mapping[str, Any], name: str, path: str) -> None:
+        if (id(space), name) not in self._bound:
+            self._bound.add((id(space), name))
+            self._bind(label, partial(space.get, name, MISSING), path)
+
+    def _bind(self, label: str, read: Callable[[], Any], path: str) -> None:
+        self.names.append(Name(label, read).renewed())
+        self._wait((self.names[-1].held, path))
+
+    # Objects and containers
+
+    def _object(self, subject: Any, path: str) -> None:
+        kind = type(subject)
+        if isinstance(subject, (dict, types.MappingProxyType, *_ROWS)):
+            self._items(subject, path)
+        if kind in _PLAIN:
+            return
+        self._class(kind)
+        scripted = isinstance(subject, torch.jit.ScriptModule)
+        read = partial(getattr, subject, "__class__")
+        self.names.append(Name(f"the class of {path}", read, kind))
+        for base in kind.__mro__:
+            for name, member in vars(base).items():
+                if isinstance(member, types.MemberDescriptorType) and _is_open(base):
+                    read = partial(getattr, subject, name)
+                    self._bind(f"{path}.{name}", read, f"{path}.{name}")
+        if isinstance(subject, torch.nn.Module) and not scripted:
+            self._module(subject, path)
+        elif hasattr(subject, "__dict__"):
+            read = partial(getattr, subject, "__dict__")
+            self.names.append(Name(f"the dict of {path}", read, vars(subject)))
+        if hasattr(subject, "__dict__"):
+            self._items(vars(subject), path, attributes=True, ordered=False)
+        if scripted or not all(map(_is_open, kind.__mro__)):
+            self._doubt(f"{path}, whose type {kind.__name__} hides what it holds")
+
+    def _module(self, module: torch.nn.Module, path: str) -> None:
+        """Give what a module keeps in dicts of its own the names that its users know."""
+        for held in (module._parameters, module._buffers, module._modules):
+            self._items(held, path, attributes=True, ordered=held is module._modules)
+        for name, value in vars(torch.nn.modules.module).items():
+            if _GLOBAL_HOOKS.match(name):
+                self._wait((value, name))
+
+    def _items(
+        self, container: Any, path: str, attributes: bool = False, ordered: bool = True
+    ) -> None:
+        if attributes and id(container) in self._seen:
+            return
+        self._seen[id(container)] = container
+
+        def label(key: Any) -> str:
+            return f"{path}.{key}" if attributes else f"{path}[{key!r}]"
+
+        # Those of dict itself, whatever a class makes of them.
+        kind = dict if isinstance(container, dict) else types.MappingProxyType
+        rows = isinstance(container, _ROWS)
+        views = (container,) if rows else (kind.keys(container), kind.values(container))
+        if len(container) > _LONG and not attributes:
+            self._doubt(f"{path}, which has {len(container)} items")
+        else:
+            seen = Container(label, views, None if ordered else container).renewed()
+            self.containers += [] if isinstance(container, (tuple, frozenset)) else [seen]
+            self._wait(*[(value, label(key)) for key, value in seen.items().items()])
+
+
+class _Mentions(NamedTuple):
+    variables: frozenset[str]  # in the globals
+    attributes: frozenset[str]  # in anything else; texts count, for they may be meant for getattr
+    imports: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1024)
+def _mentions(code: types.CodeType) -> _Mentions:
+    """The names that a code object and those nested in it look up."""
+    steps = [(step.opname, step.argval) for step in dis.get_instructions(code)]
+    texts = {part for part in code.co_consts if isinstance(part, str) and part.isidentifier()}
+    own = _Mentions(
+        frozenset({name for step, name in steps if "GLOBAL" in step or step == "LOAD_NAME"}),
+        frozenset({*code.co_names, *texts}),
+        frozenset({name for step, name in steps if step == "IMPORT_NAME"}),
+    )
+    nested = [_mentions(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    return _Mentions(*[frozenset().union(*names) for names in zip(own, *nested, strict=True)])
+
+
+def _is_library(name: str | None) -> bool:
+    return (name or "").partition(".")[0] in _LIBRARIES
+
+
+def _is_open(cls: type) -> bool:
+    """Whether all that its instances hold is in their attributes, slots and items."""
+    made_in_c = isinstance(vars(cls).get("__new__"), types.BuiltinFunctionType)
+    return cls in _OPEN or (bool(cls.__flags__ & _HEAP_TYPE) and not made_in_c)
