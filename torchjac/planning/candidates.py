@@ -25,7 +25,7 @@ from torchjac.planning.waists import Waist, multiplied
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 
-__all__ = ["Candidate", "linearized", "passes_of", "traced"]
+__all__ = ["Candidate", "inputs_of", "linearized", "passes_of", "traced"]
 
 # Chunks are written out one after another, and a graph of many is slow to make.
 _MOST_CHUNKS = 32
@@ -67,6 +67,11 @@ class Candidate:
         return Answer(self.way, self.passes, rows, values, carried, outcome, None)
 
 
+def inputs_of(problem: Problem) -> list[Tensor]:
+    """The tensors that the program of a problem takes."""
+    return [*problem.primals, *(problem.others()[0] if problem.others else ())]
+
+
 def linearized(problem: Problem) -> LinearGraph:
     """Trace the function of a problem with one backward pass, or raise `UntraceableError`."""
     assert problem.others is not None
@@ -101,7 +106,6 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
     blocks: list[BlockIndex | None] = []
     counts: list[int] = []
     n = len(problem.primals)
-    others = problem.others()[0] if problem.others else []
 
     def derivative(*tensors: Tensor) -> tuple[Tensor, ...]:
         here = dataclasses.replace(
@@ -120,7 +124,7 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
         return (*[leaf for leaf, _ in leaves], *answer.values, *answer.carried)
 
     _prepare_seeds(problem, linear, candidate.way)
-    graph = _traced_graph(derivative, [*problem.primals, *others])
+    graph = _traced_graph(derivative, inputs_of(problem))
     program = Program(graph)
     room = available_memory(problem.primals[0].device) // 2
     if program.peak_bytes > room:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-
-from torch import Tensor
 
 from torchjac.errors import StructureError
 from torchjac.evaluation.programs.linear import LinearGraph
@@ -19,6 +14,7 @@ from torchjac.planning.compressed import Compression
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Problem
 from torchjac.planning.sparsity import find_pattern
+from torchjac.planning.tuning import measured
 from torchjac.planning.waists import Waist, find_waist
 from torchjac.planning.ways import Way, compressed_ways
 
@@ -26,7 +22,8 @@ __all__ = ["Design", "design", "without_trace"]
 
 # A pattern is looked for unasked up to so many entries.
 _MOST_ENTRIES = 1 << 24
-_ROUNDS, _BURST = 7, 2e-3
+# Costs are counted, not measured: among those that are so close, fewer passes decide.
+_CLOSE = 1.25
 
 
 @dataclass
@@ -66,10 +63,15 @@ def design(problem: Problem, record: Record, *, tune: bool) -> Design:
         refusals = {candidate.refusal for candidate in considered}
         return without_trace(problem, record, "; ".join(map(str, refusals)))
     if tune and has_values(problem.primals):
-        considered, ready = _measured(problem, considered)
-        chosen, reason = min(ready, key=lambda one: one.seconds or 0.0), "the fastest, measured"
+        untraced = [_untraced(problem, record, way) for way in _dense_ways(problem, record)]
+        considered = measured(problem, record, [*considered, *untraced])
+        timed = [candidate for candidate in considered if candidate.seconds is not None]
+        chosen, reason = min(timed, key=lambda one: one.seconds or 0.0), "the fastest, measured"
     else:
-        chosen, reason = min(ready, key=_counted), "the cheapest, counted"
+        least = min(map(_counted, ready))
+        close = [candidate for candidate in ready if _counted(candidate) <= _CLOSE * least]
+        chosen = min(close, key=lambda one: (one.passes, _counted(one)))
+        reason = "the cheapest, counted"
     return Design(chosen, considered, found, waist, reason, notes)
 
 
@@ -96,6 +98,12 @@ def _plain(problem: Problem, record: Record) -> Candidate:
     return Candidate(_words(way), way, passes, passes, problem.compression is not None)
 
 
+def _untraced(problem: Problem, record: Record, way: Way) -> Candidate:
+    """A way through the function itself, for its time to be taken."""
+    passes = passes_of(problem, way, record.output_counts)
+    return Candidate(f"{_words(way)}, not traced", way, passes, passes)
+
+
 def _words(way: Way) -> str:
     return f"{way.mode} mode"
 
@@ -106,7 +114,8 @@ def _color_words(compression: Compression | None, way: Way) -> str:
     kind = {"symmetric": "star", "bidirectional": "row and column"}.get(
         coloring.by, coloring.by[:-1]
     )
-    return f"{way.mode} mode, {coloring.num_colors} {kind} colours"
+    many = "colours" if coloring.num_colors != 1 else "colour"
+    return f"{way.mode} mode, {coloring.num_colors} {kind} {many}"
 
 
 def _pattern(problem: Problem, record: Record, notes: list[str]) -> Compression | None:
@@ -169,36 +178,3 @@ def _color_ways(problem: Problem) -> list[Way]:
 def _counted(candidate: Candidate) -> int:
     assert candidate.cost is not None
     return candidate.cost.time
-
-
-def _measured(
-    problem: Problem, considered: Sequence[Candidate]
-) -> tuple[list[Candidate], list[Candidate]]:
-    """Time the candidates in turn, but for those that are hopeless by count."""
-    ready = [candidate for candidate in considered if candidate.program is not None]
-    most = 8 * min(map(_counted, ready))
-    tensors = [*problem.primals, *(problem.others()[0] if problem.others else ())]
-    racing = [candidate for candidate in ready if _counted(candidate) <= most]
-    turns: dict[int, list[float]] = {id(candidate): [] for candidate in racing}
-    for candidate in racing:
-        assert candidate.program is not None
-        candidate.program(*tensors)
-    for _ in range(_ROUNDS):
-        for candidate in racing:
-            assert candidate.program is not None
-            turns[id(candidate)].append(_seconds(candidate.program, tensors))
-    timed = {
-        key: dataclasses.replace(candidate, seconds=statistics.median(turns[key]))
-        for candidate in racing
-        for key in [id(candidate)]
-    }
-    return [timed.get(id(one), one) for one in considered], list(timed.values())
-
-
-def _seconds(run: Callable[..., object], tensors: Sequence[Tensor]) -> float:
-    count, start = 0, time.perf_counter()
-    while True:
-        run(*tensors)
-        count, elapsed = count + 1, time.perf_counter() - start
-        if elapsed > _BURST:
-            return elapsed / count

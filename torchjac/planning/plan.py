@@ -13,7 +13,7 @@ from torchjac.errors import PlanMismatchError
 from torchjac.evaluation.deferred import recomputed
 from torchjac.evaluation.programs.program import Program
 from torchjac.evaluation.surroundings import is_out_of_memory, nothing_around
-from torchjac.planning.candidates import Candidate
+from torchjac.planning.candidates import Candidate, inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.compiling import compiled
 from torchjac.planning.design import Design
@@ -26,7 +26,7 @@ from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
 
-__all__ = ["Plan", "Transform", "inputs_of"]
+__all__ = ["Plan", "Transform"]
 
 
 class Transform(Protocol):
@@ -82,6 +82,8 @@ class Plan:
             )
         program = self._program
         if program is None or not nothing_around():
+            return self._generally(args, kwargs)
+        if torch.get_default_dtype() is not program.default_dtype:
             return self._generally(args, kwargs)
         if tensors is None:
             tensors = inputs_of(self._transform.ask(args, kwargs)[1])
@@ -232,11 +234,6 @@ class Plan:
         for at, tensor in zip(floating, hung, strict=True):
             returned[at] = tensor
         return self._packed(returned)
-
-
-def inputs_of(problem: Problem) -> list[Tensor]:
-    """The tensors that the program of a problem takes."""
-    return [*problem.primals, *(problem.others()[0] if problem.others else ())]
 
 
 def _flattened(chosen: Candidate, answer: Answer) -> list[Tensor]:

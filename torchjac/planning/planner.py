@@ -16,12 +16,13 @@ from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, has_values, nothing_around
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.attempt import attempt
+from torchjac.planning.candidates import inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.design import Design, design, without_trace
 from torchjac.planning.fields import Arguments, Fields
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Record, remember
-from torchjac.planning.plan import Plan, Transform, inputs_of
+from torchjac.planning.plan import Plan, Transform
 from torchjac.planning.problem import Problem
 from torchjac.planning.solve import first_look
 from torchjac.planning.verify import verified
@@ -61,6 +62,8 @@ def make_plan(
         record.ways = dataclasses.replace(problem, compression=found.compression).ways(
             problem.rows(record.output_counts)
         )
+    if program is None:
+        record.ways = (found.chosen.way, *[w for w in record.ways if w != found.chosen.way])
     remember(key, record)
     bare = program is not None and _is_bare(transform, call, problem, found)
     return Plan(

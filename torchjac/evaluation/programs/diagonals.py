@@ -161,4 +161,4 @@ def of_one_seed(write: Rewriter, value: Value, rank: int) -> Value | None:
         return None
     if like.shape[0] == 1:
         return write.reshape(value, like.shape[1:])  # type: ignore[no-any-return]
-    return write(aten.select.int, value, 0, 0) if like.stride(0) == 0 else None  # type: ignore[no-any-return]
+    return write(aten.select.int, value, 0, 0) if like.stride(0) == 0 else None

@@ -107,8 +107,8 @@ def _permute(write: Rewriter, value: Value, order: tuple[int, ...]) -> Value | N
     if not isinstance(value, Node):
         return None
     while _is_call(value, "permute", "t"):
-        inner = value.args[1] if len(value.args) > 1 else (1, 0)
-        order = tuple(inner[dim] for dim in order)  # type: ignore[index]
+        inner: Any = value.args[1] if len(value.args) > 1 else (1, 0)
+        order = tuple(inner[dim] for dim in order)
         value = value.args[0]  # type: ignore[assignment]
     shape = write.shape(value)
     long = [dim for dim in order if shape[dim] != 1]

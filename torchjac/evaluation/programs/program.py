@@ -32,6 +32,8 @@ class Program:
         self.captured = tuple(held.values())
         self.is_random = draws_random_numbers(graph)
         self._kinds = [(t, t.shape, t.dtype, t.device) for t in self.captured]
+        self.default_dtype = torch.get_default_dtype()
+        """It is written into the graph wherever the function made a tensor without saying of what."""
         self._run = run or lifted(graph, held)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
@@ -107,5 +109,27 @@ def lifted(graph: GraphModule, held: dict[str, Tensor]) -> Callable[..., Sequenc
         if node.op == "get_attr":
             node.replace_all_uses_with(taken[node.target])
             nodes.erase_node(node)
+    _write_into_fresh(nodes)
     run = GraphModule(torch.nn.Module(), nodes)
     return run.forward
+
+
+aten = torch.ops.aten
+_MAKERS = {aten.zeros.default, aten.new_zeros.default, aten.full.default, aten.new_full.default}
+_WRITERS = {
+    aten.index_copy.default: aten.index_copy_.default,
+    aten.index_put.default: aten.index_put_.default,
+    aten.index_add.default: aten.index_add_.default,
+    aten.index_fill.int_Scalar: aten.index_fill_.int_Scalar,
+    aten.scatter.src: aten.scatter_.src,
+    aten.scatter_add.default: aten.scatter_add_.default,
+}
+
+
+def _write_into_fresh(nodes: Any) -> None:
+    """Write into zeros that were made for that and that nobody else reads, instead of into a copy."""
+    for node in nodes.nodes:
+        if node.target in _WRITERS:
+            into: Any = node.args[0]
+            if into.target in _MAKERS and len(into.users) == 1:
+                node.target = _WRITERS[node.target]

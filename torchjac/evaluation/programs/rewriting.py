@@ -102,7 +102,7 @@ class Rewriter:
         args, kwargs = _positional(target, arguments)
         fakes = map_aggregate((tuple(args), kwargs), self._as_fake)
         with self._mode, torch.no_grad():
-            return target(*fakes[0], **fakes[1])  # type: ignore[index]
+            return target(*fakes[0], **fakes[1])
 
     def _as_fake(self, argument: Any) -> Any:
         if not isinstance(argument, (Node, Symbolic)):

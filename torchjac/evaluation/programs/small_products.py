@@ -28,8 +28,10 @@ from torch.fx.node import map_aggregate
 
 __all__ = ["ScalarCode", "UnfitError", "straight_line"]
 
-# The compiler takes a second for a thousand statements, and loops are no worse from here on.
-_MOST_STATEMENTS = 5000
+# The compiler takes a second for two thousand statements, and a loop is no slower from here on;
+_MOST_STATEMENTS = 4000
+# a call of a function counts as so many, for loops compute eight or sixteen of them at once.
+_CALL = 20
 # What is numbered, one by one, to find out how many statements there will be.
 _MOST_ELEMENTS = 50_000
 
@@ -37,7 +39,7 @@ _TYPES = {torch.float32: "float", torch.float64: "double", torch.bool: "bool"}
 _MOVES = frozenset(
     [
         *("alias", "cat", "clone", "constant_pad_nd", "detach", "diag_embed", "diagonal", "expand"),
-        *("flip", "gather", "index", "index_select", "permute", "repeat", "reshape", "roll"),
+        *("flip", "gather", "index", "index_select", "permute", "repeat", "reshape", "rev", "roll"),
         *("select", "select_backward", "select_scatter", "slice", "slice_backward"),
         *("slice_scatter", "split", "split_with_sizes", "squeeze", "stack", "t", "transpose"),
         *("tril", "triu", "unbind", "unsqueeze", "view", "_unsafe_view"),
@@ -45,7 +47,22 @@ _MOVES = frozenset(
 )
 _C_FUNCTIONS = (
     *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh"),
-    *("atanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "erf", "abs"),
+    *(
+        "atanh",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "log10",
+        "sqrt",
+        "erf",
+        "abs",
+        "floor",
+        "ceil",
+        "trunc",
+    ),
 )
 # Of expressions, as C++ with their places; a NaN is never lost.
 _FORMULAS = {
@@ -53,9 +70,12 @@ _FORMULAS = {
     "reciprocal": "1 / {0}",
     "rsqrt": "1 / std::sqrt({0})",
     "sigmoid": "1 / (1 + std::exp(-{0}))",
+    "sign": "({0} > 0) - ({0} < 0)",
     "relu": "{0} < 0 ? 0 : {0}",
     "maximum": "{0} > {1} || {0} != {0} ? {0} : {1}",
     "minimum": "{0} < {1} || {0} != {0} ? {0} : {1}",
+    "clamp_min": "{0} < {1} ? {1} : {0}",
+    "clamp_max": "{0} > {1} ? {1} : {0}",
     "where": "{0} ? {1} : {2}",
     "gt": "{0} > {1}",
     "ge": "{0} >= {1}",
@@ -137,7 +157,8 @@ def _statements(tape: _Tape, wanted: list[int]) -> Iterator[str]:
         if number not in live:
             live.add(number)
             wanted.extend(tape.made[number].operands)
-    if len(live) > _MOST_STATEMENTS:
+    forms = [str(tape.made[number].form) for number in live]
+    if sum(_CALL if "std::" in form else 1 for form in forms) > _MOST_STATEMENTS:
         raise UnfitError("it takes too many operations")
     for number in sorted(live):
         made = tape.made[number]
@@ -298,32 +319,35 @@ class _Numbering(Interpreter):
         move = torch.reshape if name in ("view", "_unsafe_view") else target
         options = {k: v for k, v in kwargs.items() if k != "memory_format"}
         result: Any = move(*map_aggregate(args, numbered), **map_aggregate(options, numbered))
-        if isinstance(result, Tensor):
-            return _Numbers(result, dtype)
-        return [_Numbers(one, dtype) for one in result]
+        several = isinstance(result, (tuple, list))
+        return [_Numbers(one, dtype) for one in result] if several else _Numbers(result, dtype)
 
     def _computed(
         self, name: str, before: torch.dtype, dtype: torch.dtype, args: Any, kwargs: Any
     ) -> _Numbers:
         tape = self.tape
-        if name in ("sum", "mean"):
-            return self._sum(dtype, *args[:3], mean=name == "mean")
+        if name in ("sum", "mean", "amax", "amin"):
+            return self._reduced(name, dtype, *args[:3])
         if name in ("convert_element_type", "_to_copy"):
             if before == dtype:
                 return _Numbers(self.numbers(args[0]), dtype)
             make = lambda x: tape.put(_Made("{0}", dtype, (x,), before))  # noqa: E731
             return self._each(dtype, make, self.numbers(args[0]))
         if name in ("mul", "add", "sub", "div", "pow", "neg"):
-            alpha = kwargs.get("alpha", 1)
-            if alpha != 1 or kwargs.get("rounding_mode"):
-                raise UnfitError(f"{name} with options")
-            return self._each(
-                dtype, functools.partial(getattr(tape, name), dtype), *map(self.numbers, args)
-            )
+            if kwargs.get("rounding_mode"):
+                raise UnfitError("a division that rounds has no formula")
+            operands = [self.numbers(operand) for operand in args]
+            if "alpha" in kwargs:
+                scale = self.numbers(kwargs["alpha"])
+                operands[1] = self._each(
+                    dtype, functools.partial(tape.mul, dtype), scale, operands[1]
+                ).of
+            return self._each(dtype, functools.partial(getattr(tape, name), dtype), *operands)
         if name not in _FORMULAS or kwargs:
             raise UnfitError(f"{name} has no formula")
         if name == "where" and isinstance(args[0], Tensor):
-            return _Numbers(torch.where(args[0], *map(self.numbers, args[1:])), dtype)
+            yes, no = map(self.numbers, args[1:])
+            return _Numbers(torch.where(args[0], yes, no), dtype)
         compares = dtype == torch.bool
         form, within = _FORMULAS[name], before if compares else dtype
         return self._each(
@@ -332,23 +356,26 @@ class _Numbering(Interpreter):
             *map(self.numbers, args),
         )
 
-    def _sum(
-        self, dtype: torch.dtype, x: Any, dims: Any = None, keepdim: bool = False, *, mean: bool
+    def _reduced(
+        self, name: str, dtype: torch.dtype, x: Any, dims: Any = None, keepdim: bool = False
     ) -> _Numbers:
-        shape, rank = x.of.shape, x.of.dim()
+        tape, shape, rank = self.tape, x.of.shape, x.of.dim()
         over = sorted({dim % rank for dim in dims}) if dims else list(range(rank))
         kept = [dim for dim in range(rank) if dim not in over]
-        count = math.prod(shape[dim] for dim in over)
-        # (*shape) -> (what is kept, what is summed over)
-        table = x.of.permute(*kept, *over).reshape(-1, count) if count else x.of.new_zeros(0)
-        add = functools.partial(self.tape.add, dtype)
-        scale = self.tape.constant(1 / count if mean and count else 1)
-        sums = [
-            self.tape.mul(dtype, scale, functools.reduce(add, row, self.tape.zero))
-            for row in table.tolist()
-        ]
+        count, rows = (math.prod(shape[dim] for dim in dims) for dims in (over, kept))
+        # (*shape) -> (what is kept, what is reduced)
+        table = x.of.permute(*kept, *over).reshape(rows, count).tolist()
+        if name in ("amax", "amin"):
+            form = _FORMULAS["maximum" if name == "amax" else "minimum"]
+            pick = lambda a, b: tape.put(_Made(form, dtype, (a, b)))  # noqa: E731
+            made = [functools.reduce(pick, row) for row in table]
+        else:
+            add = functools.partial(tape.add, dtype)
+            scale = tape.constant(1 / count if name == "mean" and count else 1)
+            sums = [functools.reduce(add, row, tape.zero) for row in table]
+            made = [tape.mul(dtype, scale, total) for total in sums]
         sides = [1 if dim in over else shape[dim] for dim in range(rank) if keepdim or dim in kept]
-        return _Numbers(torch.tensor(sums, dtype=torch.int64).view(sides), dtype)
+        return _Numbers(torch.tensor(made, dtype=torch.int64).view(sides), dtype)
 
 
 def _of_kind(tree: Any, kind: type) -> list[Any]:

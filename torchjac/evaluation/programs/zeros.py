@@ -66,13 +66,14 @@ def uniform(call: Call) -> Any:
 
 def _source(call: Call) -> Uniform | None:
     number = _SOURCES[call.name]
-    if number is None:
-        number = call["fill_value"]
+    if isinstance(number, str):
+        number = call[number]
     plain = call.like.layout == torch.strided and isinstance(number, Number)
     return Uniform(number, call.like) if plain else None
 
 
-_SOURCES: dict[str, Number | None] = {
+# The number that each of these fills a tensor with, or the argument which says that.
+_SOURCES: dict[str, Number | str] = {
     "zeros": 0,
     "zeros_like": 0,
     "new_zeros": 0,
@@ -81,9 +82,10 @@ _SOURCES: dict[str, Number | None] = {
     "ones": 1,
     "ones_like": 1,
     "new_ones": 1,
-    "full": None,
-    "full_like": None,
-    "new_full": None,
+    "full": "fill_value",
+    "full_like": "fill_value",
+    "new_full": "fill_value",
+    "scalar_tensor": "s",
 }
 
 

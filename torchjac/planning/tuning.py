@@ -1,0 +1,68 @@
+"""Measuring the ways that a plan considers, on the arguments at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from torchjac.evaluation.surroundings import Draw, is_out_of_memory
+from torchjac.planning.attempt import attempt
+from torchjac.planning.candidates import Candidate, inputs_of
+from torchjac.planning.memory import Record
+from torchjac.planning.problem import Problem
+
+__all__ = ["measured"]
+
+_ROUNDS, _BURST = 9, 2e-3
+# A way that takes so many times as long as the best in a first turn is out of the race.
+_HOPELESS = 3
+
+
+def measured(problem: Problem, record: Record, considered: Sequence[Candidate]) -> list[Candidate]:
+    """Time the candidates in turn: those with a program by it, the others as without a plan."""
+    draw = Draw(problem.primals)
+    runs: dict[int, Callable[[], object]] = {}
+    turns: dict[int, list[float]] = {}
+    with draw.aside(), torch.no_grad():
+        for at, candidate in enumerate(considered):
+            run = _run(problem, record, candidate)
+            try:
+                run()
+                first = _seconds(run)
+            except Exception as error:  # refused, for whatever reason
+                if is_out_of_memory(error) and candidate.program is None:
+                    raise
+                continue
+            runs[at], turns[at] = run, [first]
+        best = min((first for (first,) in turns.values()), default=0.0)
+        racing = [at for at, (first,) in turns.items() if first <= _HOPELESS * best]
+        for _ in range(_ROUNDS):
+            for at in racing:
+                turns[at].append(_seconds(runs[at]))
+    return [
+        dataclasses.replace(candidate, seconds=statistics.median(turns[at]))
+        if at in turns
+        else candidate
+        for at, candidate in enumerate(considered)
+    ]
+
+
+def _run(problem: Problem, record: Record, candidate: Candidate) -> Callable[[], object]:
+    program = candidate.program
+    if program is None:
+        return lambda: attempt(problem, candidate.way, record)
+    tensors = inputs_of(problem)
+    return lambda: program(*tensors)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    count, start = 0, time.perf_counter()
+    while True:
+        run()
+        count, elapsed = count + 1, time.perf_counter() - start
+        if elapsed > _BURST:
+            return elapsed / count
