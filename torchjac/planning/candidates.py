@@ -21,7 +21,7 @@ from torchjac.planning.attempt import attempt
 from torchjac.planning.chunks import available_memory, bytes_per_pass, choose_chunk_size
 from torchjac.planning.costs import Cost, cost_of
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.waists import Waist, multiplied
+from torchjac.planning.waists import Waist, multiplied, prepare_factors
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 
@@ -123,7 +123,10 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
         counts[:] = [len(answer.values)]
         return (*[leaf for leaf, _ in leaves], *answer.values, *answer.carried)
 
-    _prepare_seeds(problem, linear, candidate.way)
+    if candidate.waist is not None:
+        prepare_factors(candidate.waist)
+    else:
+        _prepare_seeds(problem, linear, candidate.way)
     graph = _traced_graph(derivative, inputs_of(problem))
     program = Program(graph)
     room = available_memory(problem.primals[0].device) // 2
@@ -176,12 +179,6 @@ def _chunk_size(problem: Problem, linear: LinearGraph, passes: int) -> int:
 
 
 def _prepare_seeds(problem: Problem, linear: LinearGraph, way: Way) -> None:
-    """Make what belongs to a pattern now: under trace it would become a part of the graph."""
-    compression = problem.compression
-    if compression is None:
-        return
-    values = [node.meta["val"] for node in linear.values]
-    for direction in compression.directions(way):
-        side = values if direction == "reverse" else problem.primals
-        compression.seeds(way, direction, Layout(side))
-    compression.recovery(way, values, problem.primals).prepare(problem.layout)
+    if problem.compression is not None:
+        values = [node.meta["val"] for node in linear.values]
+        problem.compression.prepare(way, values, problem.primals, problem.layout)

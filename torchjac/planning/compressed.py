@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from torchjac.errors import PatternError
@@ -144,6 +145,14 @@ class Compression:
         with without_transforms():
             seeds = self._seeds[key] = ColorSeeds(layout, colors, number)
         return seeds
+
+    def prepare(
+        self, way: Way, outputs: Sequence[Tensor], primals: Sequence[Tensor], layout: torch.layout
+    ) -> None:
+        """Make what ``way`` needs now: in a trace it would become a part of what is traced."""
+        for direction in self.directions(way):
+            self.seeds(way, direction, Layout(outputs if direction == "reverse" else primals))
+        self.recovery(way, outputs, primals).prepare(layout)
 
     def recovery(self, way: Way, outputs: Sequence[Tensor], primals: Sequence[Tensor]) -> Recovery:
         """How the entries are read off the products."""

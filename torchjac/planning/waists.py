@@ -7,14 +7,16 @@ rows between. The factors are stretches of one linear graph; `structure.cuts` fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from torchjac.evaluation.engines import Direction
+from torchjac.errors import TorchjacError
+from torchjac.evaluation.engines import Direction, Engine
 from torchjac.evaluation.evaluator import run
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.linear import LinearGraph, Point
@@ -30,13 +32,18 @@ from torchjac.planning.brackets import (
     bracket,
     one_way,
 )
+from torchjac.planning.compressed import Compression
 from torchjac.planning.costs import cost_of
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.cuts import find_cuts, segments
+from torchjac.structure.pattern import SparsityPattern
 
-__all__ = ["Waist", "find_waist", "multiplied"]
+__all__ = ["Waist", "find_waist", "multiplied", "prepare_factors"]
 
+_ALONG, _AGAINST = Way("reverse", True), Way("forward", True)
+# A stretch with more entries is not searched for a pattern of its own.
+_MOST_ENTRIES = 1 << 22
 # No seed can be made for an operation's several results together.
 _NO_TENSOR = 1 << 40
 # An element that is written and read, in flops.
@@ -51,6 +58,8 @@ class Waist:
     bracketing: Bracketing
     saves: float
     """The cost over that of the better single mode, counted."""
+    factors: Mapping[int, Compression]
+    """The patterns of single stretches, by the number of the cut where they start, that save passes."""
 
     @property
     def passes(self) -> int:
@@ -76,13 +85,38 @@ def find_waist(linear: LinearGraph) -> Waist | None:
     if len(cuts) < 3 or any(cut.size >= _NO_TENSOR for cut in cuts):
         return None
     costs = [sum(map(_cost, [nodes[at] for at in part])) for part in segments(cuts, before)]
+    chain = tuple(tuple(nodes[at] for at in cut.nodes) for cut in cuts)
     widths = [cut.size for cut in cuts]
-    single, best = one_way(widths, costs), bracket(widths, costs)
+    factors = _factors(linear, chain, widths)
+    along, against = list(widths[:-1]), list(widths[1:])
+    for at, factor in factors.items():
+        along[at] = factor.coloring(_ALONG).num_colors
+        against[at] = factor.coloring(_AGAINST).num_colors
+    best = bracket(widths, costs, along=along, against=against)
     if isinstance(best.tree, Along | Against):
         return None
-    return Waist(
-        tuple(tuple(nodes[at] for at in cut.nodes) for cut in cuts), best, best.cost / single.cost
-    )
+    return Waist(chain, best, best.cost / one_way(widths, costs).cost, factors)
+
+
+def _factors(
+    linear: LinearGraph, chain: Sequence[Sequence[Node]], widths: Sequence[int]
+) -> dict[int, Compression]:
+    """The patterns of the stretches between two cuts, where colours save at least half of the passes."""
+    from torchjac.structure.detection import linear_pattern
+
+    found = {}
+    for at, (start, end) in enumerate(pairwise(chain)):
+        if min(widths[at : at + 2]) == 1 or widths[at] * widths[at + 1] > _MOST_ENTRIES:
+            continue
+        try:
+            matrix = linear_pattern(*linear.stretch(start, end)).matrix
+        except (TorchjacError, RuntimeError):
+            continue  # whatever detection cannot follow is dense
+        factor = Compression(SparsityPattern.from_scipy(matrix).T, symmetric=False, name="plan")
+        fewest = min(factor.coloring(way).num_colors for way in (_ALONG, _AGAINST))
+        if 2 * fewest <= min(widths[at : at + 2]):
+            found[at] = factor
+    return found
 
 
 def _value(node: Node) -> Tensor | None:
@@ -98,6 +132,14 @@ def _size(node: Node) -> int:
 def _cost(node: Node) -> int:
     value = _value(node)
     return cost_of([node]).flops + _PER_ELEMENT * (0 if value is None else value.numel())
+
+
+def prepare_factors(waist: Waist) -> None:
+    """Make what belongs to the patterns now: under trace it would become a part of the graph."""
+    for at, factor in waist.factors.items():
+        start, end = [[node.meta["val"] for node in cut] for cut in waist.cuts[at : at + 2]]
+        factor.prepare(_ALONG, start, end, torch.strided)
+        factor.prepare(_AGAINST, start, end, torch.strided)
 
 
 def multiplied(problem: Problem, way: Way, waist: Waist) -> Answer:
@@ -140,6 +182,9 @@ def _matrix(point: Point, waist: Waist, tree: Tree) -> Tensor:
     if isinstance(tree, Along | Against):
         direction: Direction = "reverse" if isinstance(tree, Along) else "forward"
         engine = point.stretch(direction, start, end)
+        factor = waist.factors.get(tree.start) if tree.end == tree.start + 1 else None
+        if factor is not None:
+            return _recovered(engine, factor)
         side = engine.values if direction == "reverse" else engine.primals
         found = _joined(run(engine, IdentitySeeds(Layout(side)), None))
         return found if direction == "reverse" else found.T
@@ -149,6 +194,21 @@ def _matrix(point: Point, waist: Waist, tree: Tree) -> Tensor:
         return _joined(run(engine, MatrixSeeds(Layout(engine.primals), known.T), None)).T
     engine = point.stretch("reverse", waist.cuts[tree.matrix.end], end)
     return _joined(run(engine, MatrixSeeds(Layout(engine.values), known), None))
+
+
+def _recovered(engine: Engine, factor: Compression) -> Tensor:
+    """The matrix of one stretch, read off the products with the colours of its own pattern."""
+    way = _ALONG if engine.direction == "reverse" else _AGAINST
+    side = engine.values if engine.direction == "reverse" else engine.primals
+    seeds = factor.seeds(way, engine.direction, Layout(side))
+    (products,) = run(engine, seeds, None)
+    blocks = factor.blocks(way, {engine.direction: products}, engine.values, engine.primals)
+    return _joined(
+        [
+            [block.laid_out(torch.strided).reshape(value.numel(), -1) for block in row]
+            for row, value in zip(blocks, engine.values, strict=True)
+        ]
+    )
 
 
 def _joined(blocks: list[list[Tensor]]) -> Tensor:

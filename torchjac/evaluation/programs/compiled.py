@@ -1,8 +1,11 @@
-"""A traced graph through TorchInductor, and called with nothing in between.
+"""A traced graph as compiled code, called with nothing in between.
 
 `torch.compile` looks at every call anew: guards, then a wrapper for autograd, then the compiled code.
-A traced derivative needs neither, for its caller knows what it is called with. So the graph goes to
-Inductor by itself, and what is called is the function that Inductor wrote.
+A traced derivative needs neither, for its caller knows what it is called with. So
+
+- a graph of small tensors becomes one C++ function of scalars, see `straight_line`;
+- any other goes to TorchInductor by itself, its small matrix products as multiplications and sums, which
+  Inductor fuses with what is around them; and what is called is the function that Inductor wrote.
 """
 
 from __future__ import annotations
@@ -53,11 +56,15 @@ def compile_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
     Returns:
         A function of as many tensors, and after them those that the graph captured, in the order of
         `captured_tensors`. It **trusts** its arguments: each must have the shape, the strides, the dtype
-        and the device of the one that was here, or it reads other memory. Its results are new at every
-        call. It records no graph, and is to be called where gradients are not recorded.
+        and the device of the one that was here, or it reads other memory. It is to be called where no
+        gradients are recorded, and no transform or dispatch mode is active. Its results are dense, and
+        new memory at every call.
 
     Raises:
         UnsupportedError: PyTorch is older than 2.4, there is no C++ compiler, or Inductor fails.
+
+    What is multiplied with a zero that the graph itself writes down, such as those of seeds, is zero, even
+    if it is infinite.
     """
     if not _supported():
         raise UnsupportedError(
@@ -174,6 +181,21 @@ def _innermost(outer: Callable[..., Any], inner: Sequence[tuple[int, Any]], coun
     return run
 
 
+def _reason(error: Exception) -> str:
+    if type(error).__name__ == "InvalidCxxCompiler":
+        return (
+            "compiling a derivative takes a C++ compiler, and PyTorch found none. Install one (g++, "
+            "clang or MSVC), say where it is with the environment variable CXX, or run the derivative "
+            "without compiling it."
+        )
+    return (
+        f"PyTorch could not compile the derivative ({type(error).__name__}: "
+        f"{next(iter(str(error).splitlines()), '')[:200]}). Run it without compiling it."
+    )
+
+
+# --- small matrix products ---------------------------------------------------------------------
+
 # A call of BLAS costs about what a kernel needs for so many multiplications,
 _MOST_MULTIPLICATIONS = 4096
 # and a loop over more summands than this is what BLAS is for.
@@ -222,16 +244,3 @@ def _addmm(term: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha:
         return NotImplemented  # with a beta of 0, NaNs in the term do not count
     scaled = product if alpha == 1 else alpha * product
     return scaled + (term if beta == 1 else beta * term)
-
-
-def _reason(error: Exception) -> str:
-    if type(error).__name__ == "InvalidCxxCompiler":
-        return (
-            "compiling a derivative takes a C++ compiler, and PyTorch found none. Install one (g++, "
-            "clang or MSVC), say where it is with the environment variable CXX, or run the derivative "
-            "without compiling it."
-        )
-    return (
-        f"PyTorch could not compile the derivative ({type(error).__name__}: "
-        f"{next(iter(str(error).splitlines()), '')[:200]}). Run it without compiling it."
-    )

@@ -61,6 +61,25 @@ class LinearGraph:
         self.linear = _between(nodes, self.seeds, [p for p in self.products if p is not None])
         """The operations on the way from the seeds to the products, in order."""
 
+    def stretch(
+        self, start: Sequence[Node], end: Sequence[Node]
+    ) -> tuple[Callable[[Sequence[Tensor], Sequence[Tensor]], Any], list[Tensor], list[Tensor]]:
+        """The map from one cut to a later one, as a function of what it reads beside its seeds.
+
+        Returns:
+            ``function(read, seeds)``, and what tensors it takes for either.
+        """
+        nodes = _between(self.graph.graph.nodes, start, end)
+        own = {*nodes, *start}
+        read = list(
+            dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in own)
+        )
+
+        def function(tensors: Sequence[Tensor], seeds: Sequence[Tensor]) -> Any:
+            return _Stretch(dict(zip(read, tensors, strict=True)), nodes, start, end)(*seeds)
+
+        return function, list(map(_like, read)), list(map(_like, start))
+
     def at(self, tensors: Sequence[Tensor]) -> Point:
         """Evaluate all that does not depend on seeds."""
         env: dict[Node, Any] = dict(zip(self.inputs, tensors, strict=True))

@@ -1,9 +1,12 @@
 """Graphs of small tensors as one run of scalar C++, without loops, buffers or zeros.
 
+Inductor gives every intermediate tensor its own memory and its own loop, and leaves matrix products to
+BLAS. Where tensors have a dozen elements, that costs a hundred times what they compute.
+
 NOTE [Numbered expressions]
-Every element of every tensor is an expression, which has a number; a tensor of the
-graph is an integer tensor of those numbers. Whatever only moves elements (views, cat, pad, ...) is done
-once, by PyTorch itself, to the numbers, and never again. For x = (x0, x1) and the graph of J = diag(2x):
+Every element of every tensor is an expression, which has a number; a tensor of the graph is an integer
+tensor of those numbers. Whatever only moves elements (views, cat, pad, ...) is done once, by PyTorch
+itself, to the numbers, and never again. For x = (x0, x1) and the graph of J = diag(2x):
 
     x            numbers (2, 3)               2: in0[0]   3: in0[1]
     mul(x, 2)    numbers (5, 6)               5: t2*2     6: t3*2
@@ -47,26 +50,14 @@ _MOVES = frozenset(
 )
 _C_FUNCTIONS = (
     *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh"),
-    *(
-        "atanh",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log1p",
-        "log2",
-        "log10",
-        "sqrt",
-        "erf",
-        "abs",
-        "floor",
-        "ceil",
-        "trunc",
-    ),
+    *("atanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sqrt", "erf", "abs"),
+    *("floor", "ceil", "trunc"),
 )
 # Of expressions, as C++ with their places; a NaN is never lost.
 _FORMULAS = {
     **{name: f"std::{name}({{0}})" for name in _C_FUNCTIONS},
+    "convert_element_type": "{0}",
+    "_to_copy": "{0}",
     "reciprocal": "1 / {0}",
     "rsqrt": "1 / std::sqrt({0})",
     "sigmoid": "1 / (1 + std::exp(-{0}))",
@@ -268,7 +259,10 @@ class _Numbering(Interpreter):
             ahead = torch.arange(side) * stride
             # (side,) -> (side, 1, ..., 1)
             offsets = offsets + ahead.view(-1, *[1] * (like.dim() - dim - 1))
-        read = lambda at: self.tape.put(_Made(f"in{argument}[{at}]", like.dtype))  # noqa: E731
+
+        def read(at: int) -> int:
+            return self.tape.put(_Made(f"in{argument}[{at}]", like.dtype))
+
         return self._each(like.dtype, read, offsets)
 
     def numbers(self, value: Any) -> Tensor:
@@ -328,33 +322,28 @@ class _Numbering(Interpreter):
         tape = self.tape
         if name in ("sum", "mean", "amax", "amin"):
             return self._reduced(name, dtype, *args[:3])
-        if name in ("convert_element_type", "_to_copy"):
-            if before == dtype:
-                return _Numbers(self.numbers(args[0]), dtype)
-            make = lambda x: tape.put(_Made("{0}", dtype, (x,), before))  # noqa: E731
-            return self._each(dtype, make, self.numbers(args[0]))
         if name in ("mul", "add", "sub", "div", "pow", "neg"):
             if kwargs.get("rounding_mode"):
                 raise UnfitError("a division that rounds has no formula")
             operands = [self.numbers(operand) for operand in args]
             if "alpha" in kwargs:
-                scale = self.numbers(kwargs["alpha"])
-                operands[1] = self._each(
-                    dtype, functools.partial(tape.mul, dtype), scale, operands[1]
-                ).of
+                scale, times = self.numbers(kwargs["alpha"]), functools.partial(tape.mul, dtype)
+                operands[1] = self._each(dtype, times, scale, operands[1]).of
             return self._each(dtype, functools.partial(getattr(tape, name), dtype), *operands)
-        if name not in _FORMULAS or kwargs:
-            raise UnfitError(f"{name} has no formula")
         if name == "where" and isinstance(args[0], Tensor):
             yes, no = map(self.numbers, args[1:])
             return _Numbers(torch.where(args[0], yes, no), dtype)
-        compares = dtype == torch.bool
-        form, within = _FORMULAS[name], before if compares else dtype
-        return self._each(
-            dtype,
-            lambda *operands: tape.put(_Made(form, dtype, operands, within)),
-            *map(self.numbers, args),
-        )
+        if name in ("convert_element_type", "_to_copy"):
+            args, kwargs = args[:1], {}
+        if name not in _FORMULAS or kwargs:
+            raise UnfitError(f"{name} has no formula")
+        # What is compared or converted has another type than what comes of it.
+        within = before if dtype == torch.bool or len(args) == 1 else dtype
+
+        def formula(*operands: int) -> int:
+            return tape.put(_Made(_FORMULAS[name], dtype, operands, within))
+
+        return self._each(dtype, formula, *map(self.numbers, args))
 
     def _reduced(
         self, name: str, dtype: torch.dtype, x: Any, dims: Any = None, keepdim: bool = False
@@ -367,8 +356,10 @@ class _Numbering(Interpreter):
         table = x.of.permute(*kept, *over).reshape(rows, count).tolist()
         if name in ("amax", "amin"):
             form = _FORMULAS["maximum" if name == "amax" else "minimum"]
-            pick = lambda a, b: tape.put(_Made(form, dtype, (a, b)))  # noqa: E731
-            made = [functools.reduce(pick, row) for row in table]
+            made = [
+                functools.reduce(lambda a, b: tape.put(_Made(form, dtype, (a, b))), row)
+                for row in table
+            ]
         else:
             add = functools.partial(tape.add, dtype)
             scale = tape.constant(1 / count if name == "mean" and count else 1)
