@@ -98,23 +98,25 @@ class IdentitySeeds(Seeds):
 
 
 class MatrixSeeds(Seeds):
-    """The rows of a matrix, each over all leaves.
+    """The rows of a matrix, each over all leaves; with a batched layout, of one matrix per sample.
 
     Args:
         layout: the leaves.
-        matrix: ``(k, layout.total)``.
+        matrix: ``(k, layout.total)`` or ``(B, k, layout.total)``.
     """
 
     def __init__(self, layout: Layout, matrix: Tensor) -> None:
         self.layout, self._matrix = layout, matrix
-        self.total, self.counts = len(matrix), [len(matrix)]
+        self.total, self.counts = matrix.shape[-2], [matrix.shape[-2]]
 
     def sections(self, start: int, stop: int) -> Iterator[Section]:
         yield Section(0, start, 0, stop - start)
 
     def _make(self, start: int, stop: int) -> dict[int, Tensor]:
-        parts = self._matrix[start:stop].split(self.layout.counts, dim=1)
-        return {
-            leaf: part.to(kind[1])
-            for leaf, (part, kind) in enumerate(zip(parts, self.layout.kinds, strict=True))
-        }
+        # (k, total) or (B, k, total) -> (k, count) or (k, B, count), leaf by leaf
+        rows = self._matrix[..., start:stop, :]
+        rows = rows.transpose(0, 1) if self.layout.batched else rows
+        return dict(enumerate(rows.split(self.layout.counts, dim=-1)))
+
+    def _shaped(self, unit: Tensor, shape: torch.Size) -> Tensor:
+        return unit.reshape(len(unit), *shape)

@@ -48,7 +48,7 @@ def design(problem: Problem, record: Record, *, tune: bool) -> Design:
     except UntraceableError as error:
         return without_trace(problem, record, str(error))
     found = problem.compression or _pattern(problem, record, notes)
-    waist = _waist(problem, linear, notes)
+    waist = _waist(problem, linear)
     colored = dataclasses.replace(problem, compression=found)
     considered = [
         *(traced(problem, linear, way, _words(way)) for way in _dense_ways(problem, record)),
@@ -140,13 +140,11 @@ def _pattern(problem: Problem, record: Record, notes: list[str]) -> Compression 
     return Compression(pattern, symmetric=problem.order == 2 and m == 1, name=problem.name)
 
 
-def _waist(problem: Problem, linear: LinearGraph, notes: list[str]) -> Waist | None:
+def _waist(problem: Problem, linear: LinearGraph) -> Waist | None:
     if problem.compression is not None or problem.mode != "auto":
         return None
-    if problem.batched:
-        notes.append("waists of single samples are not looked for")
-        return None
-    return find_waist(linear)
+    samples = problem.primals[0].shape[0] if problem.batched else None
+    return None if samples == 0 else find_waist(linear, samples)
 
 
 def _dense_ways(problem: Problem, record: Record) -> list[Way]:

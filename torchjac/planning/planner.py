@@ -48,8 +48,11 @@ def make_plan(
         )
     call, problem = transform.ask(args, kwargs)
     problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    func = transform.func
+    while isinstance(func, Plan):
+        func = func._transform.func
     constants = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, Tensor)]
-    captures = Captures.of(functools.partial(transform.func, *constants))
+    captures = Captures.of(functools.partial(func, *constants))
     draw = Draw(problem.primals)
     record = first_look(problem, draw)
     found = _designed(problem, record, captures, draw, tune)

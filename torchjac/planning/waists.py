@@ -60,6 +60,8 @@ class Waist:
     """The cost over that of the better single mode, counted."""
     factors: Mapping[int, Compression]
     """The patterns of single stretches, by the number of the cut where they start, that save passes."""
+    batched: bool
+    """Whether dim 0 of all tensors counts samples, each with a matrix of its own."""
 
     @property
     def passes(self) -> int:
@@ -72,22 +74,28 @@ class Waist:
         return min(self.bracketing.sizes)
 
 
-def find_waist(linear: LinearGraph) -> Waist | None:
-    """Find the cuts of a linear graph that make its matrix cheaper, if there are any."""
+def find_waist(linear: LinearGraph, samples: int | None = None) -> Waist | None:
+    """Find the cuts of a linear graph that make its matrix cheaper, if there are any.
+
+    Args:
+        linear: the graph.
+        samples: how many independent samples there are along dim 0, each with a matrix of its own.
+    """
     nodes = list(dict.fromkeys([*linear.seeds, *linear.linear]))
     number = {node: at for at, node in enumerate(nodes)}
     before = [[number[p] for p in node.all_input_nodes if p in number] for node in nodes]
-    sizes = [_size(node) for node in nodes]
+    sizes = [_size(node, samples) for node in nodes]
     sinks = {number[p] for p in linear.products if p is not None and p in number}
     if not sinks or len({t.dtype for t in map(_value, nodes) if t is not None}) > 1:
         return None
     cuts = find_cuts(before, sizes, range(len(linear.seeds)), sinks)
     if len(cuts) < 3 or any(cut.size >= _NO_TENSOR for cut in cuts):
         return None
-    costs = [sum(map(_cost, [nodes[at] for at in part])) for part in segments(cuts, before)]
+    each = samples or 1
+    costs = [sum(_cost(nodes[at]) for at in part) // each or 1 for part in segments(cuts, before)]
     chain = tuple(tuple(nodes[at] for at in cut.nodes) for cut in cuts)
     widths = [cut.size for cut in cuts]
-    factors = _factors(linear, chain, widths)
+    factors = _factors(linear, chain, widths) if samples is None else {}
     along, against = list(widths[:-1]), list(widths[1:])
     for at, factor in factors.items():
         along[at] = factor.coloring(_ALONG).num_colors
@@ -95,7 +103,7 @@ def find_waist(linear: LinearGraph) -> Waist | None:
     best = bracket(widths, costs, along=along, against=against)
     if isinstance(best.tree, Along | Against):
         return None
-    return Waist(chain, best, best.cost / one_way(widths, costs).cost, factors)
+    return Waist(chain, best, best.cost / one_way(widths, costs).cost, factors, samples is not None)
 
 
 def _factors(
@@ -124,9 +132,13 @@ def _value(node: Node) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _size(node: Node) -> int:
+def _size(node: Node, samples: int | None) -> int:
     value = _value(node)
-    return _NO_TENSOR if value is None else value.numel()
+    if value is None:
+        return _NO_TENSOR
+    if samples is None:
+        return value.numel()
+    return value.numel() // samples if value.shape[:1] == (samples,) else _NO_TENSOR
 
 
 def _cost(node: Node) -> int:
@@ -147,15 +159,17 @@ def multiplied(problem: Problem, way: Way, waist: Waist) -> Answer:
     point = problem.point
     assert point is not None
     matrix = _matrix(point, waist, waist.bracketing.tree)
-    rows = _spread(matrix, waist.cuts[0], point.seeds, dim=0)
+    rows = _spread(waist, matrix, waist.cuts[0], point.seeds, dim=-2)
+    first = 1 if waist.batched else 0
     leaves = []
     for block, value in zip(rows, point.values, strict=True):
-        columns = _spread(block, waist.cuts[-1], point.products, dim=1)
+        columns = _spread(waist, block, waist.cuts[-1], point.products, dim=-1)
         row = []
         for part, primal in zip(columns, problem.primals, strict=True):
-            if part is None:
-                part = value.new_zeros(value.numel(), primal.numel())
-            row.append(part.reshape(*value.shape, *primal.shape).to(primal.dtype))
+            # (m, n) -> (*out, *in), or (B, m, n) -> (B, *out, *in)
+            shape = (*value.shape, *primal.shape[first:])
+            leaf = primal.new_zeros(shape) if part is None else part.reshape(shape)
+            row.append(leaf.to(primal.dtype))
         leaves.append(row)
     values, carried = point.values, point.carried
     if isinstance(point.function, Jacobian):
@@ -165,17 +179,22 @@ def multiplied(problem: Problem, way: Way, waist: Waist) -> Answer:
 
 
 def _spread(
-    matrix: Tensor | None, cut: Sequence[Node], wanted: Sequence[Node | None], dim: int
+    waist: Waist,
+    matrix: Tensor | None,
+    cut: Sequence[Node],
+    wanted: Sequence[Node | None],
+    dim: int,
 ) -> list[Tensor | None]:
     """The parts of a matrix that belong to each node of ``wanted``; None for what is not in the cut."""
     if matrix is None:
         return [None] * len(wanted)
-    parts = dict(zip(cut, matrix.split([_size(node) for node in cut], dim), strict=True))
+    counts = Layout([node.meta["val"] for node in cut], batched=waist.batched).counts
+    parts = dict(zip(cut, matrix.split(counts, dim), strict=True))
     return [None if node is None else parts.get(node) for node in wanted]
 
 
 def _matrix(point: Point, waist: Waist, tree: Tree) -> Tensor:
-    """The matrix of a stretch of the chain: a row for each element where it starts."""
+    """The matrix of a stretch of the chain, or of each sample: a row for each element where it starts."""
     if isinstance(tree, Product):
         return _matrix(point, waist, tree.left) @ _matrix(point, waist, tree.right)
     start, end = waist.cuts[tree.start], waist.cuts[tree.end]
@@ -186,14 +205,20 @@ def _matrix(point: Point, waist: Waist, tree: Tree) -> Tensor:
         if factor is not None:
             return _recovered(engine, factor)
         side = engine.values if direction == "reverse" else engine.primals
-        found = _joined(run(engine, IdentitySeeds(Layout(side)), None))
-        return found if direction == "reverse" else found.T
+        found = _joined(run(engine, IdentitySeeds(_layout(waist, side)), None), waist.batched)
+        return found if direction == "reverse" else found.mT
     known = _matrix(point, waist, tree.matrix)
     if isinstance(tree, ContinueAgainst):
         engine = point.stretch("forward", start, waist.cuts[tree.matrix.start])
-        return _joined(run(engine, MatrixSeeds(Layout(engine.primals), known.T), None)).T
+        seeds = MatrixSeeds(_layout(waist, engine.primals), known.mT)
+        return _joined(run(engine, seeds, None), waist.batched).mT
     engine = point.stretch("reverse", waist.cuts[tree.matrix.end], end)
-    return _joined(run(engine, MatrixSeeds(Layout(engine.values), known), None))
+    seeds = MatrixSeeds(_layout(waist, engine.values), known)
+    return _joined(run(engine, seeds, None), waist.batched)
+
+
+def _layout(waist: Waist, leaves: Sequence[Tensor]) -> Layout:
+    return Layout(leaves, batched=waist.batched)
 
 
 def _recovered(engine: Engine, factor: Compression) -> Tensor:
@@ -207,14 +232,20 @@ def _recovered(engine: Engine, factor: Compression) -> Tensor:
         [
             [block.laid_out(torch.strided).reshape(value.numel(), -1) for block in row]
             for row, value in zip(blocks, engine.values, strict=True)
-        ]
+        ],
+        batched=False,
     )
 
 
-def _joined(blocks: list[list[Tensor]]) -> Tensor:
-    """``blocks[seed leaf][product leaf]``, each ``(k, *product)``, as one matrix."""
+def _joined(blocks: list[list[Tensor]], batched: bool) -> Tensor:
+    """``blocks[seed leaf][product leaf]``, each ``(k, *product)``, as one matrix, or one per sample."""
     rows = []
     for row in blocks:
-        flat = [block.reshape(len(block), -1) for block in row]
-        rows.append(flat[0] if len(flat) == 1 else torch.cat(flat, dim=1))
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
+        # (k, *product) -> (k, count), or (k, B, *product) -> (B, k, count)
+        flat = [
+            block.flatten(2 if batched else 1) if block.dim() > 1 + batched else block[..., None]
+            for block in row
+        ]
+        flat = [part.transpose(0, 1) for part in flat] if batched else flat
+        rows.append(flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1))
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=-2)

@@ -229,9 +229,13 @@ class Call:
 
         def with_others(others: Sequence[Tensor]) -> FlatFunction:
             source, twin = iter(others), copy.copy(self)
-            twin._args, twin._kwargs = unflatten(
+            args, twin._kwargs = unflatten(
                 [next(source) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
             )
+            # Those that are differentiated by are replaced at every evaluation.
+            twin._args = [
+                self._args[k] if k in self._positions else arg for k, arg in enumerate(args)
+            ]
             return twin
 
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)], with_others
