@@ -36,9 +36,11 @@ class Name(NamedTuple):
     held: Any = None
 
     def difference(self) -> str | None:
+        """Say what is held now where another thing was, or None."""
         return difference_of(self.label, self.held, self.renewed().held)
 
     def renewed(self) -> Name:
+        """The same with what is held now."""
         try:
             return self._replace(held=self.read())
         except (AttributeError, ValueError):  # not assigned: an attribute, a closure variable
@@ -62,6 +64,7 @@ class Container(NamedTuple):
         return dict(zip(self.held[:half], self.held[half:], strict=True))
 
     def difference(self) -> str | None:
+        """Say what is held now where another thing was, or None."""
         before, now = self.items(), self.renewed().items()
         for key in {**before, **now}:
             told = difference_of(self.label(key), before.get(key, MISSING), now.get(key, MISSING))
@@ -72,6 +75,7 @@ class Container(NamedTuple):
         return None
 
     def renewed(self) -> Container:
+        """The same with what is held now."""
         return self._replace(held=(*chain(*self.views),))
 
 
@@ -89,6 +93,7 @@ def same(before: Any, now: Any) -> bool:
 
 
 def difference_of(label: str, before: Any, now: Any) -> str | None:
+    """Say in words that ``label`` holds another thing now, or None."""
     if same(before, now):
         return None
     if before is MISSING or now is MISSING:
