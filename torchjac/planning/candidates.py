@@ -13,6 +13,7 @@ from torch import Tensor
 from torchjac.errors import TorchjacError
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.linear import LinearGraph, linear_graph
+from torchjac.evaluation.programs.products import use_faster_products
 from torchjac.evaluation.programs.program import Program, new_bytes
 from torchjac.evaluation.programs.simplify import simplify
 from torchjac.evaluation.programs.tracing import UntraceableError, as_functional, trace
@@ -128,6 +129,8 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
     else:
         _prepare_seeds(problem, linear, candidate.way)
     graph = _traced_graph(derivative, inputs_of(problem))
+    cost = cost_of(graph.graph.nodes)
+    use_faster_products(graph)
     program = Program(graph)
     room = available_memory(problem.primals[0].device) // 2
     if program.peak_bytes > room:
@@ -137,7 +140,7 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
         program=program,
         blocks=tuple(blocks),
         num_values=counts[0],
-        cost=cost_of(graph.graph.nodes),
+        cost=cost,
     )
 
 
