@@ -121,8 +121,9 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
             answer = attempt(here, candidate.way, None)
         leaves = [_flat(leaf, problem) for row in answer.leaves for leaf in row]
         blocks[:] = [index for _, index in leaves]
-        counts[:] = [len(answer.values)]
-        return (*[leaf for leaf, _ in leaves], *answer.values, *answer.carried)
+        handed_out = (*answer.values, *answer.carried) if problem.wants_value else ()
+        counts[:] = [len(answer.values) if problem.wants_value else 0]
+        return (*[leaf for leaf, _ in leaves], *handed_out)
 
     if candidate.waist is not None:
         prepare_factors(candidate.waist)

@@ -37,6 +37,8 @@ class Design:
     waist: Waist | None
     reason: str
     notes: list[str] = field(default_factory=list)
+    linear: LinearGraph | None = None
+    """What was traced."""
 
 
 def design(problem: Problem, record: Record, *, tune: bool) -> Design:
@@ -72,7 +74,7 @@ def design(problem: Problem, record: Record, *, tune: bool) -> Design:
         close = [candidate for candidate in ready if _counted(candidate) <= _CLOSE * least]
         chosen = min(close, key=lambda one: (one.passes, _counted(one)))
         reason = "the cheapest, counted"
-    return Design(chosen, considered, found, waist, reason, notes)
+    return Design(chosen, considered, found, waist, reason, notes, linear)
 
 
 def without_trace(

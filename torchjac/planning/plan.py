@@ -227,7 +227,7 @@ class Plan:
 
         def again() -> list[Tensor]:
             _, answer = self._solved(args, kwargs)
-            made = _flattened(self._design.chosen, answer)
+            made = _flattened(self._design.chosen, answer, self._problem.wants_value)
             return [made[at] for at in floating]
 
         hung = recomputed([returned[at] for at in floating], beyond, again)
@@ -236,7 +236,7 @@ class Plan:
         return self._packed(returned)
 
 
-def _flattened(chosen: Candidate, answer: Answer) -> list[Tensor]:
+def _flattened(chosen: Candidate, answer: Answer, wants_value: bool) -> list[Tensor]:
     """The tensors of an answer in the order in which a program returns them."""
     leaves = [leaf for row in answer.leaves for leaf in row]
     flat = []
@@ -244,5 +244,5 @@ def _flattened(chosen: Candidate, answer: Answer) -> list[Tensor]:
         if isinstance(leaf, SparseBlock):
             leaf = leaf.values if index is not None else leaf.laid_out(torch.strided)
         flat.append(leaf)
-    values, carried = answer.handed_out()
+    values, carried = answer.handed_out() if wants_value else ((), ())
     return [*flat, *values, *carried]

@@ -104,11 +104,14 @@ def _designed(
 
 def _try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
     """Compare what the chosen program returns with the function itself, or raise `UntraceableError`."""
-    chosen = found.chosen
+    chosen, tensors = found.chosen, inputs_of(problem)
     assert chosen.program is not None
+    assert found.linear is not None
     with draw.aside():
-        returned = chosen.program(*inputs_of(problem))
+        returned = chosen.program(*tensors)
     answer = chosen.answer(returned, len(problem.primals), problem.outcome())
+    with draw.aside(), torch.no_grad():
+        answer.values, answer.carried = found.linear.at(tensors).evaluated()
     with draw.aside():
         values = evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
     if not _alike(answer.values, values):

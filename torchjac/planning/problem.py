@@ -41,6 +41,8 @@ class Problem:
     """The function evaluated already, with its derivative as a traced graph."""
     outcome: Callable[[], Any] = lambda: None
     """What belongs to the latest evaluation beside its tensors."""
+    wants_value: bool = False
+    """Whether what the function returned is handed out too."""
     order: int = 1
     batched: bool = False
     """Whether dim 0 of every primal and output counts independent samples."""

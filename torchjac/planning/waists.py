@@ -18,7 +18,6 @@ from torch.fx import Node
 from torchjac.errors import TorchjacError
 from torchjac.evaluation.engines import Direction, Engine
 from torchjac.evaluation.evaluator import run
-from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.linear import LinearGraph, Point
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, MatrixSeeds
@@ -171,11 +170,7 @@ def multiplied(problem: Problem, way: Way, waist: Waist) -> Answer:
             leaf = primal.new_zeros(shape) if part is None else part.reshape(shape)
             row.append(leaf.to(primal.dtype))
         leaves.append(row)
-    values, carried = point.values, point.carried
-    if isinstance(point.function, Jacobian):
-        count = point.function.num_values
-        values, carried = carried[:count], carried[count:]
-    return Answer(way, waist.passes, leaves, values, carried, None, None)
+    return Answer(way, waist.passes, leaves, *point.evaluated(), None, None)
 
 
 def _spread(

@@ -108,6 +108,7 @@ def batched_jac(
             primals=batch.primals,
             signature=batch.signature,
             outcome=lambda: batch.outcome,
+            wants_value=options.return_value or options.has_aux,
             batched=True,
             promised=not per_sample,
             mode=options.mode,

@@ -293,6 +293,7 @@ def asks(
             primals=call.primals,
             signature=call.signature,
             outcome=lambda: call.outcome,
+            wants_value=options.return_value or options.has_aux,
             order=order,
             mode=options.mode,
             chunk_size=options.chunk_size,

@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, linearize
+from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.tracing import as_functional, trace
 from torchjac.foundations.seeds import Chunk
 
@@ -103,6 +104,13 @@ class Point:
         self.function, self.seeds, self.products = linear.function, linear.seeds, linear.products
         self.values = [env[node] for node in linear.values]
         self.carried = [env[node] for node in linear.carried]
+
+    def evaluated(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What the function itself returned: its differentiable outputs, and what comes along."""
+        if not isinstance(self.function, Jacobian):
+            return self.values, self.carried
+        count = self.function.num_values
+        return self.carried[:count], self.carried[count:]
 
     def engine(self, direction: Direction, primals: Sequence[Tensor]) -> Engine:
         """The whole map: from the values to the primals, or back."""
