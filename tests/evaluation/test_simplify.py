@@ -90,7 +90,9 @@ def assert_equal(graph: Any, *tensors: Tensor) -> Any:
     captured = [getattr(graph, n.target) for n in graph.graph.nodes if n.op == "get_attr"]
     distinct = {id(t): t for t in (*tensors, *captured)}.values()
     assert_own_memory(got, *distinct)
-    assert_meta(smaller, *tensors)
+    # For a few operations PyTorch itself says the wrong strides.
+    if not misdescribed(graph, *tensors):
+        assert not misdescribed(smaller, *tensors)
     return smaller
 
 
@@ -100,22 +102,22 @@ def strides(tensor: Tensor) -> list[int]:
     return [stride for stride, side in sides if side > 1] if tensor.numel() > 1 else []
 
 
-def assert_meta(graph: Any, *tensors: Tensor) -> None:
-    """What the nodes say of their shapes and strides is true."""
+def misdescribed(graph: Any, *tensors: Tensor) -> list[str]:
+    """The operations whose results are not what their nodes say."""
+    found = []
 
     class Checked(torch.fx.Interpreter):
         def run_node(self, node: Any) -> Any:
             result, said = super().run_node(node), node.meta.get("val")
             if isinstance(result, Tensor) and node.op == "call_function":
-                assert result.dtype == said.dtype, node.format_node()
-                assert result.shape == said.shape, node.format_node()
-                assert strides(result) == strides(said), node.format_node()
+                kinds = [(t.dtype, t.shape, strides(t)) for t in (result, said)]
+                if kinds[0] != kinds[1]:
+                    found.append(node.format_node())
             return result
 
-    # PyTorch's own fake is wrong for this operation on a tensor with gaps.
-    if not any("same_feature_meta" in node.name for node in graph.graph.nodes):
-        with torch.no_grad():
-            Checked(graph).run(*tensors)
+    with torch.no_grad():
+        Checked(graph).run(*tensors)
+    return found
 
 
 # --- whatever the function -----------------------------------------------------------------------
@@ -157,7 +159,10 @@ def check(
         if isinstance(error, AssertionError):
             raise
         reject()
-    assume(all(leaf.isfinite().all() for leaf in results(graph, *leaves)))
+    outputs = results(graph, *leaves)
+    # PyTorch's forward mode may return a zero of the meta device.
+    assume(not any(leaf.is_meta for leaf in outputs))
+    assume(all(leaf.isfinite().all() for leaf in outputs))
     assert_equal(graph, *leaves)
 
 
@@ -242,6 +247,16 @@ def test_changes_in_place_are_left_alone() -> None:
 
 def test_strides_that_are_relied_on_stay() -> None:
     assert_same(lambda x: [torch.as_strided(x.T.clone() * 1.0, (3,), (2,)), x.T.clone()], X)
+
+
+def test_what_is_changed_in_place_may_start_as_seeds() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        seeds = torch.eye(2, dtype=x.dtype)[:, :, None].expand(2, 2, 3) * x
+        changed = seeds.clone()
+        changed.view(2, 6)[0] += 1.0
+        return [changed, seeds * 2]
+
+    assert_same(function, X)
 
 
 def test_equal_operations_are_done_once() -> None:
@@ -338,6 +353,20 @@ def eye(n: int) -> Tensor:
         lambda y: ((eye(6) * y.view(6))[1:4] + 1)[0],
         lambda y: (eye(6)[:4] * y.view(6)) @ W,
         lambda y: torch.slice_scatter(torch.zeros(8, 6).double(), eye(6) * y.view(6), 0, 1, 7) @ W,
+        # In groups.
+        lambda y: torch.slice_scatter(torch.zeros(5, 3).double(), y, 0, 1, 3).T.sum(0),
+        lambda y: (
+            (W[:3].T @ torch.slice_scatter(torch.zeros(5, 3).double(), y, 0, 1, 3).T).T * W[0]
+        ),
+        lambda y: torch.slice_scatter(torch.zeros(5, 3).double(), y, 0, 1, 3)[2:, 1:] * W[:3, :2],
+        lambda y: torch.slice_scatter(torch.zeros(5, 3).double(), y, 0, 3, 5)[:2] + y,
+        lambda y: torch.slice_scatter(torch.zeros(2, 3).double(), y[:, :1], 1, 1, 2) * y,
+        lambda y: torch.slice_scatter(torch.zeros(4, 3).double(), y, 0, 1, 3).view(2, 6) @ W,
+        lambda y: torch.slice_scatter(torch.zeros(4, 3).double(), y, 0, 2, 4).view(2, 6) @ W,
+        lambda y: torch.slice_scatter(torch.zeros(4, 3).double(), y, 0, 2, 4).split(2, 1)[1] * 2,
+        lambda y: torch.slice_scatter(torch.zeros(4, 3).double(), y, 0, 1, 3).sum(0) - y,
+        lambda y: torch.slice_scatter(torch.zeros(4, 3).double(), y, 0, 1, 3).exp(),
+        lambda y: torch.slice_scatter(torch.zeros(4, 3).double(), y, 0, 0, 2).mT.reshape(3, 2, 2),
         # As they are.
         lambda y: eye(6) * y.view(6),
         lambda y: eye(3).view(3, 1, 3).expand(3, 2, 3) * y,
@@ -408,19 +437,36 @@ def test_an_mlp_in_forward_mode() -> None:
     assert left.count("mm") == 2 + 2  # of which the value's last is of no use
 
 
+def test_every_result_has_its_own_seeds() -> None:
+    """Each block of the Jacobian is computed from the seeds of its result alone."""
+    weight = torch.randn(5, 4)
+
+    def func(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tanh(weight @ x) * y.sum(), x.sin()
+
+    for mode in ("forward", "reverse"):
+        derivative = torchjac.jac(func, (0, 1), mode=mode, check="never")
+        function, leaves = flat(derivative, (torch.randn(4), torch.randn(3)))
+        function = torch.func.functionalize(function, remove="mutations")
+        left = ops(assert_same(function, *leaves))
+        assert "mm" not in left
+        assert not {"eye", "slice_scatter", "where", "constant_pad_nd"} & set(left)
+
+
 # Upper bounds; a rule that stops working shows here.
 COUNTS = {
     (workloads.tiny, "reverse"): 5,
     (workloads.tiny, "forward"): 6,
     (workloads.seven_joint_arm, "reverse"): 82,
-    (workloads.seven_joint_arm, "forward"): 92,
+    (workloads.seven_joint_arm, "forward"): 84,
     (workloads.mlp_square, "reverse"): 7,
     (workloads.mlp_square, "forward"): 10,
     (workloads.waist_autoencoder, "reverse"): 21,
     (workloads.waist_autoencoder, "forward"): 26,
     (workloads.elementwise, "reverse"): 12,
     (workloads.elementwise, "forward"): 12,
-    (workloads.rbf_fit, "reverse"): 37,
+    (workloads.rbf_fit, "reverse"): 36,
+    (workloads.rbf_fit, "forward"): 59,
     (workloads.very_tall, "reverse"): 7,
     (workloads.dot_product, "forward"): 1,
     (workloads.conv_classifier, "reverse"): 19,
@@ -436,10 +482,10 @@ def test_workloads_need_no_more_operations(build: Any, mode: str) -> None:
 @pytest.mark.parametrize(
     ("build", "transform", "mode", "most"),
     [
-        (workloads.small_batch, torchjac.batched_jac, "reverse", 11),
+        (workloads.small_batch, torchjac.batched_jac, "reverse", 10),
         (workloads.small_batch, torchjac.batched_jac, "forward", 18),
-        (workloads.mlp_hessian, torchjac.hessian, "reverse-over-reverse", 34),
-        (workloads.mlp_hessian, torchjac.hessian, "forward-over-reverse", 37),
+        (workloads.mlp_hessian, torchjac.hessian, "reverse-over-reverse", 28),
+        (workloads.mlp_hessian, torchjac.hessian, "forward-over-reverse", 31),
     ],
 )
 def test_other_transforms_need_no_more_operations(

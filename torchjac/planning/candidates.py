@@ -12,11 +12,17 @@ from torch import Tensor
 
 from torchjac.errors import TorchjacError
 from torchjac.evaluation.functions import Jacobian
+from torchjac.evaluation.programs.folding import fold
 from torchjac.evaluation.programs.linear import LinearGraph, linear_graph
 from torchjac.evaluation.programs.products import use_faster_products
 from torchjac.evaluation.programs.program import Program, new_bytes
 from torchjac.evaluation.programs.simplify import simplify
-from torchjac.evaluation.programs.tracing import UntraceableError, as_functional, trace
+from torchjac.evaluation.programs.tracing import (
+    UntraceableError,
+    as_functional,
+    captured_tensors,
+    trace,
+)
 from torchjac.foundations.layout import Layout
 from torchjac.planning.attempt import attempt
 from torchjac.planning.chunks import available_memory, bytes_per_pass, choose_chunk_size
@@ -130,6 +136,8 @@ def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -
     else:
         _prepare_seeds(problem, linear, candidate.way)
     graph = _traced_graph(derivative, inputs_of(problem))
+    theirs = {id(tensor) for tensor in captured_tensors(linear.graph).values()}
+    fold(graph, lambda tensor: id(tensor) not in theirs)
     cost = cost_of(graph.graph.nodes)
     use_faster_products(graph)
     program = Program(graph)

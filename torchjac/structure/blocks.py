@@ -15,6 +15,10 @@ __all__ = ["LAYOUTS", "BlockIndex", "SparseBlock"]
 # Before torch 2.1 that is said afterwards.
 _COALESCED: dict[str, Any] = {"is_coalesced": True} if hasattr(torch, "compiler") else {}
 
+# What is handed out may be written into, its indices too. A lazy copy is made when that happens, which is
+# hardly ever; and indices take more memory than values.
+_lent = getattr(torch, "_lazy_clone", torch.clone)
+
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 LAYOUTS = (torch.strided, torch.sparse_coo, torch.sparse_csr)
@@ -52,8 +56,9 @@ class BlockIndex:
             _ = self.coordinates
 
     def _tensor(self, indices: np.ndarray) -> Tensor:
-        # From NumPy, so that the tensor belongs to no transform of torch.func that may be active.
-        return torch.from_numpy(np.ascontiguousarray(indices)).to(self._device)
+        # From NumPy, so that the tensor belongs to no transform of torch.func that may be active; and
+        # copied, because only memory of PyTorch's own can be lent.
+        return torch.from_numpy(np.ascontiguousarray(indices)).clone().to(self._device)
 
     @property
     def shape(self) -> torch.Size:
@@ -129,16 +134,15 @@ class SparseBlock(NamedTuple):
         if layout is torch.sparse_csr:
             _announce_csr()
             return torch.sparse_csr_tensor(
-                where.row_starts.clone(),
-                where.cols.clone(),
+                _lent(where.row_starts),
+                _lent(where.cols),
                 values,
                 (rows, columns),
                 device=values.device,
                 check_invariants=False,
             )
-        # What is handed out may be written into, its indices too.
         found = torch.sparse_coo_tensor(
-            where.coordinates.clone(),
+            _lent(where.coordinates),
             values,
             where.shape,
             device=values.device,

@@ -48,7 +48,10 @@ class Recovery:
         block = out * len(primals.counts) + into
         # The entries of a block one after another, still row-major within it.
         order = np.argsort(block, kind="stable")
-        self._places = torch.from_numpy(places[order]).to(device)
+        # Half the memory to read at every call, where the products are not too many.
+        few = places.max(initial=0) < 2**31
+        width = np.int32 if few else np.int64
+        self._places = torch.from_numpy(places[order].astype(width)).to(device)
         sizes = np.bincount(block, minlength=len(outputs.counts) * len(primals.counts))
         self._sizes: list[int] = sizes.tolist()
         parts = np.split(order, np.cumsum(sizes)[:-1])

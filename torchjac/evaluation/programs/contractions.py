@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchjac.evaluation.programs.diagonals import Diagonal, of_one_seed, with_zeros
+from torchjac.evaluation.programs.diagonals import Diagonal, of_one_seed
 from torchjac.evaluation.programs.rewriting import Call, Value
 
 __all__ = ["PRODUCTS", "summed"]
@@ -27,17 +27,16 @@ def summed(call: Call, seeds: Diagonal) -> Any:
     core = set(range(seeds.start, seeds.stop))
     if core.isdisjoint(inner):
         d = write(aten.sum.dim_IntList, seeds.d, inner, True)
-        summed: Value = seeds.changed(write, d)
+        summed: Value = seeds.with_d(write, d)
         return write.reshape(summed, call.like.shape)
     if not core.issubset(inner):
         return None
     beside = [dim for dim in inner if dim not in core]
     d = write(aten.sum.dim_IntList, seeds.d, beside, True) if beside else seeds.d
-    # (*left, *core, *right) -> (*core, *left, *right) -> (length, *out)
+    # (*left, *core, *right) -> (*core, *left, *right) -> (k, *out)
     others = [dim for dim in range(len(seeds.rest)) if dim not in core]
     d = write.permute(d, [*sorted(core), *others])
-    rows = write.reshape(d, (seeds.length, *call.like.shape[1:]))
-    return with_zeros(write, rows, seeds)
+    return write.reshape(d, call.like.shape)
 
 
 def _from_left(call: Call, seeds: Diagonal, name: str) -> Any:
@@ -60,11 +59,14 @@ def _from_left(call: Call, seeds: Diagonal, name: str) -> Any:
     d = write.reshape(seeds.d, (beside, length))
     if seeds.stop <= split:
         d = write.reshape(write(aten.mm.default, d, matrix), (*seeds.rest[:split], columns))
-        return write.reshape(seeds.changed(write, d), call.like.shape)
+        return write.reshape(seeds.with_d(write, d), call.like.shape)
+    if beside == 1:
+        rows = write(aten.mul.Tensor, write.reshape(d, (length, 1)), matrix)
+        return write.reshape(rows, call.like.shape)
     # (beside, length) -> (length, beside, 1), times (length, 1, columns)
     d = write.reshape(write.permute(d, (1, 0)), (length, beside, 1))
     rows = write(aten.mul.Tensor, d, write.reshape(matrix, (length, 1, columns)))
-    return write.reshape(with_zeros(write, rows, seeds), call.like.shape)
+    return write.reshape(rows, call.like.shape)
 
 
 def _split_of_rows(seeds: Diagonal, length: int) -> int | None:
@@ -74,7 +76,7 @@ def _split_of_rows(seeds: Diagonal, length: int) -> int | None:
             continue
         if seeds.stop <= split and len(seeds.rest) > split:
             return split
-        if seeds.start >= split and seeds.length == length:
+        if seeds.start >= split and seeds.seeds == length:
             return split
     return None
 
@@ -84,11 +86,7 @@ def _from_right(call: Call, seeds: Diagonal) -> Any:
     write = call.write
     if call.name != "mm" or not seeds.is_stack or len(seeds.rest) != 1 or seeds.stop == seeds.start:
         return None
-    columns = call["self"]
-    if seeds.length != seeds.seeds:
-        end = seeds.offset + seeds.length
-        columns = write(aten.slice.Tensor, columns, 1, seeds.offset, end)
-    return write(aten.mul.Tensor, columns, seeds.d)
+    return write(aten.mul.Tensor, call["self"], seeds.d)
 
 
 def _vector(call: Call, seeds: Diagonal, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Seeds of the identity, and what becomes of them until the first operation that mixes elements.
+"""Seeds of the identity: a stack of tensors of which little more than a diagonal is not zero.
 
 NOTE [Diagonals]
 The seeds of a whole Jacobian are an identity matrix: entry ``[i, j]`` of the stack is 1 where j is i.
@@ -8,16 +8,16 @@ matrix ends it, but costs no more than scaling the matrix's rows::
 
     diag(d) @ W = d[:, None] * W
 
-The general form is a stack ``(k, *rest)`` where ``rest`` has three parts, left, core and right, any of
-them empty, and entry ``[i, l, c, r]`` is ``d[l, c, r]`` where c, as an index into the flat core, is
-``i - offset``; all else is zero. A batch of identities has its samples on the left. What a vector is
-broadcast against is left or right. A row of the identity has an empty core.
+The general form is a stack ``(k, *rest)`` where ``rest`` has three parts, left, core and right, of which
+the core has k elements. Entry ``[i, l, c, r]`` is ``d[l, c, r]`` where c, as an index into the flat
+core, is i; all else is zero. A batch of identities has its samples on the left. What a vector is
+broadcast against is left or right.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from torch import Tensor
 from torchjac.evaluation.programs.rewriting import Rewriter, Symbolic, Value
 from torchjac.evaluation.programs.zeros import Uniform
 
-__all__ = ["Diagonal", "Diagonals", "of_one_seed", "with_zeros"]
+__all__ = ["Diagonal", "of_one_seed"]
 
 aten = torch.ops.aten
 
@@ -36,41 +36,32 @@ class Diagonal(Symbolic):
 
     Args:
         d: ``(*rest)``, what stands on the diagonal.
-        seeds: k, how many there are.
+        rest: its shape.
         start: the first dimension of ``rest`` that is core.
         stop: the first after it that is not.
-        offset: the seed of the core's first element.
         like: a fake tensor of the dtype, and of the shape that the stack is seen in; that is
             ``(k, *rest)`` or a reshape of it.
     """
 
     d: Value
-    seeds: int
+    rest: tuple[int, ...]
     start: int
     stop: int
-    offset: int
     like: Tensor
 
-    @property
-    def rest(self) -> tuple[int, ...]:
-        shape = self.d.like.shape if isinstance(self.d, Symbolic) else self.d.meta["val"].shape
-        return tuple(shape)
-
-    @property
-    def left(self) -> tuple[int, ...]:
-        return self.rest[: self.start]
+    @classmethod
+    def stack(cls, write: Rewriter, d: Value, start: int, stop: int) -> Diagonal:
+        """A diagonal that is seen as ``(k, *rest)``."""
+        own = write.like(d)
+        rest = tuple(own.shape)
+        return cls(d, rest, start, stop, write.fake((math.prod(rest[start:stop]), *rest), own))
 
     @property
     def core(self) -> tuple[int, ...]:
         return self.rest[self.start : self.stop]
 
     @property
-    def right(self) -> tuple[int, ...]:
-        return self.rest[self.stop :]
-
-    @property
-    def length(self) -> int:
-        """How many seeds have an entry."""
+    def seeds(self) -> int:
         return math.prod(self.core)
 
     @property
@@ -81,73 +72,31 @@ class Diagonal(Symbolic):
     @property
     def is_matrix(self) -> bool:
         """Whether it is a square matrix with nothing beside its diagonal."""
-        return self.is_stack and len(self.rest) == 1 and self.length == self.seeds == self.rest[0]
+        return tuple(self.like.shape) == (self.seeds, self.seeds) == (self.seeds, *self.rest)
 
-    def changed(self, write: Rewriter, d: Value, **changed: int) -> Diagonal:
-        """Another diagonal for the same seeds, seen as a stack."""
-        like = write.like(d)
-        given = {"start": self.start, "stop": self.stop, "offset": self.offset, **changed}
-        return Diagonal(d, self.seeds, like=write.fake((self.seeds, *like.shape), like), **given)
+    def with_d(self, write: Rewriter, d: Value) -> Diagonal:
+        """Other numbers in the same places."""
+        return self.stack(write, d, self.start, self.stop)
 
     def dense(self, write: Rewriter) -> Value:
-        whole = self.length == self.seeds
         one = isinstance(self.d, Uniform) and self.d.number == 1
-        if whole and math.prod(self.left + self.right) == 1 and not one:
+        alone = math.prod(self.rest) == self.seeds
+        if alone and not one:
             flat = write.node(write.reshape(self.d, (self.seeds,)))
             stack: Value = write.raw(aten.diag_embed.default, flat)
             return write.reshape(stack, self.like.shape)  # type: ignore[no-any-return]
         own = write.like(self.d)
         # A choice and not a product: nothing leaves the diagonal, not even NaN.
         dtype = own.dtype if one else torch.bool
-        mask: Value = write.raw(aten.eye.default, self.seeds, dtype=dtype, device=own.device)
-        if not whole:
-            mask = write(aten.slice.Tensor, mask, 1, self.offset, self.offset + self.length)
-        # (k, length) -> (k, 1..., *core, 1...)
-        sides = ([1] * len(self.left), [1] * len(self.right))
-        stack = write.reshape(mask, (self.seeds, *sides[0], *self.core, *sides[1]))
+        unit = write.raw(aten.eye.default, self.seeds, dtype=dtype, device=own.device)
+        # (k, k) -> (k, 1..., *core, 1...)
+        left, right = [1] * self.start, [1] * (len(self.rest) - self.stop)
+        stack = write.reshape(unit, (self.seeds, *left, *self.core, *right))
         if one:
             stack = write.expand(stack, (self.seeds, *self.rest))
         else:
             stack = write.raw(aten.where.ScalarOther, stack, write.node(self.d), 0)
         return write.reshape(stack, self.like.shape)  # type: ignore[no-any-return]
-
-    def block(self, write: Rewriter) -> Diagonal:
-        """The seeds that have an entry, alone."""
-        like = write.fake((self.length, *self.rest), self.like)
-        return replace(self, seeds=self.length, offset=0, like=like)
-
-
-@dataclass(frozen=True, eq=False)
-class Diagonals(Symbolic):
-    """A sum of a few diagonals of different seeds, in the order of these, seen as one stack."""
-
-    parts: tuple[Diagonal, ...]
-    like: Tensor
-
-    def dense(self, write: Rewriter) -> Value:
-        # The rows of each, and zeros between them: nothing has to be added.
-        blocks: list[Value] = []
-        at = 0
-        for part in self.parts:
-            if part.offset > at:
-                blocks.append(self._zeros(write, part.offset - at))
-            blocks.append(part.block(write))
-            at = part.offset + part.length
-        if at < len(self.like):
-            blocks.append(self._zeros(write, len(self.like) - at))
-        return write.raw(aten.cat.default, [write.node(block) for block in blocks])
-
-    def _zeros(self, write: Rewriter, count: int) -> Uniform:
-        return Uniform(0, write.fake((count, *self.like.shape[1:]), self.like))
-
-
-def with_zeros(write: Rewriter, rows: Value, seeds: Diagonal) -> Value:
-    """``(length, ...)`` -> ``(k, ...)``, with zeros for the seeds that have no entry."""
-    after = seeds.seeds - seeds.offset - seeds.length
-    if not seeds.offset and not after:
-        return rows
-    pad = [0, 0] * (len(write.shape(rows)) - 1) + [seeds.offset, after]
-    return write(aten.constant_pad_nd.default, rows, pad, 0)  # type: ignore[no-any-return]
 
 
 def of_one_seed(write: Rewriter, value: Value, rank: int) -> Value | None:

@@ -35,8 +35,12 @@ def noop(call: Call) -> Any:
         return _copy(call)
     if call.name == "expand":
         return _expand(call)
-    if call.name in _NEUTRAL or call.name == "neg":
+    if call.name in _BROADCASTING:
+        return _broadcast(call) or _neutral(call)
+    if call.name in ("pow", "neg"):
         return _neutral(call)
+    if call.name == "mm" and call.write.shape(call["mat2"])[0] == 1:
+        return call.write(aten.mul.Tensor, call["self"], call["mat2"])
     if call.name == "slice":
         return call["self"] if call.like.shape == call.write.like(call["self"]).shape else None
     if call.name == "copy":
@@ -152,12 +156,33 @@ def _expand(call: Call) -> Value | None:
     return None
 
 
+_BROADCASTING = frozenset(["add", "sub", "mul", "div", "tanh_backward", "sigmoid_backward"])
+
+
+def _broadcast(call: Call) -> Value | None:
+    """An operand need not be expanded where the others have the shape of the result."""
+    tensors = {name: a for name, a in call.arguments.items() if isinstance(a, Node)}
+    likes = {name: call.write.like(tensor) for name, tensor in tensors.items()}
+    if len({like.dtype for like in likes.values()}) != 1:
+        return None
+    for name, tensor in tensors.items():
+        if not _is_call(tensor, "expand"):
+            continue
+        shapes = [like.shape for other, like in likes.items() if other != name]
+        source: Any = tensor.args[0]
+        if torch.broadcast_shapes(call.write.shape(source), *shapes) == call.like.shape:
+            return call.again(**{name: source})  # type: ignore[no-any-return]
+    return None
+
+
 # Operations with a number, and the number that makes them do nothing.
 _NEUTRAL = {"mul": 1, "div": 1, "add": 0, "sub": 0, "pow": 1}
 
 
 def _neutral(call: Call) -> Value | None:
     """``x * 1``, ``x + 0``, ``x ** 1``, ``-(-x)``."""
+    if call.name not in _NEUTRAL and call.name != "neg":
+        return None
     value = call["self"]
     if call.name == "neg":
         return value.args[0] if _is_call(value, "neg") else None

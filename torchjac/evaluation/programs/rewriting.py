@@ -129,6 +129,9 @@ class Rewriter:
                 result = rule(call)
                 if result is not None:
                     return result
+        if call.symbols:
+            dense = {name: self.node(given) for name, given in arguments.items()}
+            return self.apply(target, dense)
         return self.write(call)
 
     def raw(self, target: OpOverload, *args: Any, **kwargs: Any) -> Node:

@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate, map_arg
 
+from torchjac.evaluation.programs.blocks import blocks
 from torchjac.evaluation.programs.noops import noop
 from torchjac.evaluation.programs.propagation import diagonal
 from torchjac.evaluation.programs.rewriting import Rewriter, is_random, named, same_layout
@@ -50,7 +51,7 @@ class _Simplification:
         self._module, self._nodes = graph, list(graph.graph.nodes)
         self._shaped = _only_shaped(self._nodes)
         self._opaque = _opaque(self._nodes, self._shaped)
-        self._write = Rewriter(Graph(), [uniform, diagonal, noop])
+        self._write = Rewriter(Graph(), [uniform, blocks, diagonal, noop])
         self._env: dict[Node, Any] = {}
         self._captured: dict[int, Node] = {}
 
@@ -98,7 +99,7 @@ class _Simplification:
     def _as_it_was(self, old: Node) -> Any:
         """A value for an operation that is not understood, which may depend on strides."""
         new, like = self._write.node(self._env[old]), old.meta.get("val")
-        if self._has_old_layout(old) or not isinstance(like, Tensor):
+        if not isinstance(like, Tensor) or same_layout(like, self._write.like(new)):
             return new
         if like.is_contiguous():
             return _contiguous(self._write, new)

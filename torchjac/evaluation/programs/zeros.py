@@ -38,8 +38,9 @@ class Uniform(Symbolic):
 
 
 def is_zero(value: Any) -> bool:
-    """Whether a value is known to be zero everywhere."""
-    return isinstance(value, Uniform) and value.number == 0
+    """Whether a value, or a number, is known to be zero everywhere."""
+    number = value.number if isinstance(value, Uniform) else value
+    return isinstance(number, Number) and number == 0
 
 
 def zeros_like(like: Any) -> Any:
@@ -166,7 +167,7 @@ def _sum(call: Call) -> Any:
 def _product(call: Call) -> Any:
     """``x * 0`` is 0, ``x * 1`` is x, and any other number need not be a tensor."""
     one, other = call["self"], call["other"]
-    if is_zero(one) or is_zero(other) or _is_plain_zero(other):
+    if is_zero(one) or is_zero(other):
         return zeros_like(call.like)
     if isinstance(one, Uniform) and isinstance(other, Number):
         number = one.number * other
@@ -185,10 +186,6 @@ def _product(call: Call) -> Any:
     return None
 
 
-def _is_plain_zero(number: Any) -> bool:
-    return isinstance(number, Number) and number == 0
-
-
 def _quotient(call: Call) -> Any:
     if call.get("rounding_mode") is not None:
         return None
@@ -201,7 +198,7 @@ def _quotient(call: Call) -> Any:
 
 def _power(call: Call) -> Any:
     """``x ** 0`` is 1 everywhere."""
-    if _is_plain_zero(call["exponent"]) and not isinstance(call["self"], Number):
+    if is_zero(call["exponent"]) and not isinstance(call["self"], Number):
         return Uniform(1, call.like)
     return None
 
@@ -209,7 +206,7 @@ def _power(call: Call) -> Any:
 def _choice(call: Call) -> Any:
     """Where both sides are zero; the condition does not matter."""
     sides = [call["self"], call["value"] if call.name == "masked_fill" else call["other"]]
-    if all(is_zero(side) or _is_plain_zero(side) for side in sides):
+    if all(is_zero(side) for side in sides):
         return zeros_like(call.like)
     return None
 

@@ -1,0 +1,86 @@
+"""What a graph computes from torchjac's own constants alone, computed once.
+
+The seeds of a colouring are the same at every call, and so is all that linear operations make of them
+before they meet a value: the Jacobian of the linear part of a function is constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from torchjac.evaluation.programs.gathers import entries_first
+
+__all__ = ["fold"]
+
+# Small ones are left: scalar code knows their zeros, which a tensor that is read would hide.
+_LEAST_ELEMENTS, _MOST_BYTES = 1024, 1 << 25
+
+
+def fold(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> None:
+    """Compute what depends on nothing but the captured tensors that ``is_constant`` says never change."""
+    known = _known(graph, is_constant)
+    entries_first(graph, known)
+    known = {node: value for node, value in known.items() if node in set(graph.graph.nodes)}
+    for number, node in enumerate(_borders(known)):
+        name = f"_folded_{number}"
+        graph.register_buffer(name, known[node].detach(), persistent=False)
+        with graph.graph.inserting_before(node):
+            constant = graph.graph.get_attr(name)
+            constant.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(constant)
+            _return_copies(graph, constant)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _known(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> dict[Node, Any]:
+    known: dict[Node, Any] = {}
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "get_attr":
+                tensor = getattr(graph, node.target)
+                if is_constant(tensor):
+                    known[node] = tensor
+            elif node.op == "call_function" and _is_fixed(node, known):
+                args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+    return known
+
+
+def _is_fixed(node: Node, known: dict[Node, Any]) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable:
+        return False
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.numel() * value.element_size() > _MOST_BYTES:
+        return False
+    return all(used in known for used in node.all_input_nodes)
+
+
+def _borders(known: dict[Node, Any]) -> list[Node]:
+    """The known results that others need, and that took something to make."""
+    return [
+        node
+        for node, value in known.items()
+        if node.op == "call_function"
+        and node.all_input_nodes
+        and value.numel() >= _LEAST_ELEMENTS
+        and any(user not in known for user in node.users)
+    ]
+
+
+def _return_copies(graph: GraphModule, constant: Node) -> None:
+    """Copy what is returned as it is, for what is returned may be written into."""
+    for user in list(constant.users):
+        if user.op == "output":
+            with graph.graph.inserting_before(user):
+                copy = graph.graph.call_function(torch.ops.aten.clone.default, (constant,))
+            copy.meta["val"] = constant.meta["val"]
+            user.replace_input_with(constant, copy)
