@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.errors import UnsupportedError
-from torchjac.evaluation.programs import compiled, small_products
-from torchjac.evaluation.programs.compiled import compile_graph, is_small
-from torchjac.evaluation.programs.small_products import UnfitError, straight_line
+from torchjac.evaluation.programs import compiled
+from torchjac.evaluation.programs import straight_line as scalars
+from torchjac.evaluation.programs.compiled import compile_graph
+from torchjac.evaluation.programs.small_products import is_small
+from torchjac.evaluation.programs.straight_line import UnfitError, straight_line
 from torchjac.evaluation.programs.tracing import captured_tensors, trace
 
 pytestmark = [
@@ -173,7 +175,7 @@ def test_every_formula_is_right(monkeypatch):
         written.append(straight_line(graph, tensors))
         return written[-1]
 
-    monkeypatch.setattr(small_products, "_MOST_STATEMENTS", 20_000)
+    monkeypatch.setattr(scalars, "_MOST_STATEMENTS", 20_000)
     monkeypatch.setattr(compiled, "straight_line", spy)
     run = compile_graph(graph, [x, y, d])
     assert written, "it went to Inductor"
@@ -224,32 +226,6 @@ def test_large_matrices_are_left_to_blas():
     assert is_small(3, 4, 4, 4)
     assert not is_small(1, 256, 256, 256)
     assert not is_small(1, 2, 64, 2)
-
-
-@pytest.mark.skipif(
-    not (compiled._supported() and compiled._onednn_product()), reason="PyTorch without oneDNN"
-)
-def test_large_matrices_may_go_to_onednn(monkeypatch):
-    monkeypatch.setattr(compiled, "_faster_product", lambda threads: compiled._onednn_product())
-    weight, bias = torch.nn.Parameter(torch.randn(200, 160) / 13), torch.randn(160)
-    x = torch.randn(110, 200)
-
-    def func(x):
-        hidden = torch.addmm(bias, x, weight, beta=0.5)
-        return hidden, torch.tanh(hidden) @ weight.T, hidden.T @ x
-
-    graph = trace(lambda x: func(x), [x])
-    run = compile_graph(graph, [x])
-    with torch.no_grad(), Operations() as operations:
-        results = run(x, *captured_tensors(graph).values())
-    assert operations.names.count("torchjac.onednn_mm.default") == 3
-    torch.testing.assert_close(list(results), [t.detach() for t in func(x)], atol=1e-5, rtol=1e-4)
-
-
-def test_the_faster_library_is_tried_once():
-    compiled._faster_product.cache_clear()
-    assert compiled._faster_product(1) in (None, compiled._onednn_product())
-    assert compiled._faster_product.cache_info().currsize == 1
 
 
 def test_without_pytorchs_wrappers_is_only_possible_for_one_function():

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-import timeit
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -22,16 +20,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchjac.errors import UnsupportedError
-from torchjac.evaluation.programs.small_products import ScalarCode, UnfitError, straight_line
+from torchjac.evaluation.programs.small_products import with_small_products
+from torchjac.evaluation.programs.straight_line import ScalarCode, UnfitError, straight_line
 from torchjac.evaluation.programs.tracing import captured_tensors
 from torchjac.evaluation.surroundings import exclusively, without_modes, without_transforms
 
 __all__ = ["compile_graph"]
 
-aten = torch.ops.aten
-
 Run: TypeAlias = Callable[..., Sequence[Tensor]]
-Decomposition: TypeAlias = Callable[..., Any]
 
 _CONFIG: dict[str, Any] = {
     # The caller has checked what these would check again at every call.
@@ -105,7 +101,7 @@ def _compile(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
         return compiled
 
     with config.patch({key: value for key, value in _CONFIG.items() if _has(config, key)}):
-        table = _with_products(select_decomp_table())
+        table = with_small_products(select_decomp_table())
         apart = functools.partial(_run_apart, graph)
         lifted = make_fx(apart, decomposition_table=table, tracing_mode="fake")(*likes)
         lifted.graph.eliminate_dead_code()
@@ -193,104 +189,3 @@ def _reason(error: Exception) -> str:
         f"PyTorch could not compile the derivative ({type(error).__name__}: "
         f"{next(iter(str(error).splitlines()), '')[:200]}). Run it without compiling it."
     )
-
-
-# --- matrix products -----------------------------------------------------------------------------
-
-# A call of BLAS costs about what a kernel needs for so many multiplications,
-_MOST_MULTIPLICATIONS = 4096
-# and a loop over more summands than this is what BLAS is for.
-_MOST_SUMMANDS = 16
-# From here on it is worth choosing the library.
-_LARGE = 3_000_000
-
-
-def is_small(count: int, rows: int, inner: int, columns: int) -> bool:
-    """Whether ``count`` products of ``(rows, inner)`` with ``(inner, columns)`` are better fused."""
-    return inner <= _MOST_SUMMANDS and count * rows * inner * columns <= _MOST_MULTIPLICATIONS
-
-
-def _with_products(table: dict[Any, Decomposition]) -> dict[Any, Decomposition]:
-    """A table of decompositions, with our own of matrix products put before its own."""
-
-    def before(op: Any, rule: Decomposition) -> Decomposition:
-        def decompose(*args: Any, **kwargs: Any) -> Any:
-            result = rule(*args, **kwargs)
-            if result is NotImplemented and op in table:
-                return table[op](*args, **kwargs)
-            return result
-
-        return decompose
-
-    rules: dict[Any, Decomposition] = {
-        aten.mm.default: _mm,
-        aten.bmm.default: _mm,
-        aten.addmm.default: _addmm,
-        aten.baddbmm.default: _addmm,
-    }
-    return {**table, **{op: before(op, rule) for op, rule in rules.items()}}
-
-
-def _mm(left: Tensor, right: Tensor) -> Any:
-    *batch, rows, inner = left.shape
-    columns = right.shape[-1]
-    if is_small(math.prod(batch), rows, inner, columns) and left.is_floating_point():
-        # (*batch, rows, inner, 1) * (*batch, 1, inner, columns) -> (*batch, rows, columns)
-        return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
-    single = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
-    if not batch and single and rows * inner * columns >= _LARGE:
-        product = _faster_product(torch.get_num_threads())
-        return NotImplemented if product is None else product(left, right)
-    return NotImplemented
-
-
-def _addmm(term: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
-    product = NotImplemented if beta == 0 else _mm(left, right)
-    if product is NotImplemented:
-        return NotImplemented  # with a beta of 0, NaNs in the term do not count
-    scaled = product if alpha == 1 else alpha * product
-    return scaled + (term if beta == 1 else beta * term)
-
-
-@functools.cache
-def _faster_product(threads: int) -> Decomposition | None:
-    """The matrix product of oneDNN, where it beats `torch.mm`; tried once for a number of threads.
-
-    `torch.mm` goes to MKL, which takes twice the time of oneDNN on processors that are not Intel's.
-    """
-    del threads
-    product = _onednn_product()
-    if product is None:
-        return None
-    with without_modes():
-        ones = torch.ones(256, 256)
-        blas, other = (
-            min(timeit.repeat(functools.partial(multiply, ones, ones), number=1, repeat=7))
-            for multiply in (torch.mm, product)
-        )
-    return product if other < 0.8 * blas else None
-
-
-@functools.cache
-def _onednn_product() -> Decomposition | None:
-    """The matrix product of oneDNN, as an operation of our own; None where PyTorch has none.
-
-    PyTorch has it as a linear layer, and Inductor has a rule for that, which wants constant weights. An
-    operation that Inductor does not know is called as it is.
-    """
-    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if linear is None or not torch.backends.mkldnn.is_available():
-        return None
-
-    def multiply(left: Tensor, right: Tensor) -> Any:
-        return linear(left, right.t(), None, "none", [], "")
-
-    def shape(left: Tensor, right: Tensor) -> Tensor:
-        return left.new_empty(left.shape[0], right.shape[1])
-
-    name = "torchjac::onednn_mm"
-    torch.library.define(name, "(Tensor left, Tensor right) -> Tensor")
-    torch.library.impl(name, "CPU", multiply)
-    torch.library.register_fake(name, shape)
-    found: Decomposition = torch.ops.torchjac.onednn_mm.default
-    return found

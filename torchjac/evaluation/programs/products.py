@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ _MARGIN = 1.3
 def use_faster_products(graph: GraphModule) -> None:
     """Replace large products of single-precision matrices on a CPU, where oneDNN is faster."""
     found = [node for node in graph.graph.nodes if _is_large(node)]
-    if not found or not _onednn_is_faster():
+    if not found or not _onednn_is_faster(torch.get_num_threads()):
         return
     for node in found:
         *bias, left, right = node.args
@@ -61,9 +62,8 @@ _library.impl("product", _product_of_fakes, "Meta")
 def _is_large(node: Node) -> bool:
     if node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
         return False
-    *bias, left, right = [argument.meta["val"] for argument in node.all_input_nodes]
-    if len(node.all_input_nodes) != len(node.args):
-        return False  # a matrix times itself
+    operands: Any = node.args
+    *bias, left, right = [operand.meta["val"] for operand in operands]
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (*bias, left, right)):
         return False
     if any(t.dim() != 1 for t in bias) or left.stride(1) != 1:
@@ -72,7 +72,9 @@ def _is_large(node: Node) -> bool:
 
 
 @functools.cache
-def _onednn_is_faster() -> bool:
+def _onednn_is_faster(threads: int) -> bool:
+    """Tried once for a number of threads."""
+    del threads
     if not torch.backends.mkldnn.is_available() or not hasattr(
         torch.ops.mkldnn, "_linear_pointwise"
     ):
