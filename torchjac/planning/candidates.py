@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +26,19 @@ from torchjac.evaluation.programs.tracing import (
 )
 from torchjac.foundations.layout import Layout
 from torchjac.planning.attempt import attempt
-from torchjac.planning.chunks import available_memory, bytes_per_pass, choose_chunk_size
+from torchjac.planning.chunks import (
+    CPU_WORKING_SET,
+    available_memory,
+    bytes_per_pass,
+    choose_chunk_size,
+)
 from torchjac.planning.costs import Cost, cost_of
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.waists import Waist, multiplied, prepare_factors
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 
-__all__ = ["Candidate", "inputs_of", "linearized", "passes_of", "traced"]
+__all__ = ["Candidate", "inputs_of", "linearized", "passes_of", "traced", "with_program"]
 
 # Chunks are written out one after another, and a graph of many is slow to make.
 _MOST_CHUNKS = 32
@@ -98,15 +104,28 @@ def traced(
     counts = [node.meta["val"].numel() for node in linear.values]
     first = dataclasses.replace(problem, order=1)  # a gradient's elements are outputs here
     passes = waist.passes if waist else passes_of(first, way, counts)
-    size = passes if waist else _chunk_size(problem, linear, passes)
-    candidate = Candidate(name, way, passes, size, problem.compression is not None, waist)
-    try:
-        return _with_program(problem, linear, candidate)
-    except UntraceableError as error:
-        return dataclasses.replace(candidate, refusal=str(error))
+    colored = problem.compression is not None
+    chunked = passes if waist else _chunk_size(problem, linear, passes)
+    found = []
+    # All at once first: most of what identity seeds cost vanishes, and then chunks save nothing.
+    for size in dict.fromkeys([chunked if problem.chunk_size != "auto" else passes, chunked]):
+        candidate = Candidate(name, way, passes, size, colored, waist)
+        try:
+            found.append(with_program(problem, linear, candidate))
+        except UntraceableError as error:
+            found.append(dataclasses.replace(candidate, refusal=str(error)))
+            continue
+        if found[-1].program is not None and found[-1].program.peak_bytes <= CPU_WORKING_SET:
+            break
+    return min(reversed(found), key=_time)
 
 
-def _with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -> Candidate:
+def _time(candidate: Candidate) -> float:
+    return math.inf if candidate.cost is None else candidate.cost.time
+
+
+def with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -> Candidate:
+    """Trace the derivative in the way of ``candidate``, or raise `UntraceableError`."""
     chunks = -(-candidate.passes // max(candidate.chunk_size, 1))
     if chunks > _MOST_CHUNKS or chunks * len(linear.linear) > _MOST_OPERATIONS:
         raise UntraceableError(f"it takes {chunks} chunks")

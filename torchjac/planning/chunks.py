@@ -7,7 +7,13 @@ import os
 
 import torch
 
-__all__ = ["always_fits", "available_memory", "bytes_per_pass", "choose_chunk_size"]
+__all__ = [
+    "CPU_WORKING_SET",
+    "always_fits",
+    "available_memory",
+    "bytes_per_pass",
+    "choose_chunk_size",
+]
 
 _MIB = 2**20
 
@@ -15,7 +21,7 @@ _MIB = 2**20
 _ALWAYS_FITS = 16 * _MIB
 # On a CPU a larger working set is slower: it leaves the caches, and every temporary of more than some
 # megabytes is mapped and cleared by the system anew.
-_CPU_WORKING_SET = 64 * _MIB
+CPU_WORKING_SET = 64 * _MIB
 _SHARE_OF_FREE = 0.5
 
 
@@ -40,7 +46,7 @@ def choose_chunk_size(passes: int, bytes_per_pass: int, device: torch.device) ->
         return max(passes, 1)
     room = int(available_memory(device) * _SHARE_OF_FREE)
     if device.type == "cpu":
-        room = min(room, _CPU_WORKING_SET)
+        room = min(room, CPU_WORKING_SET)
     most = max(1, min(passes, room // max(bytes_per_pass, 1)))
     # Chunks of equal size: the same number of them, and no small rest.
     return math.ceil(passes / math.ceil(passes / most))
