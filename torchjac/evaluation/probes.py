@@ -210,17 +210,22 @@ def difference_probe(
         batched: whether its leaves are ``(B, *out, *in)``.
     """
     directions = _random(primals)
-    width = max(torch.finfo(primal.dtype).eps for primal in primals) ** (1 / 3)
-    step = width * max(1.0, *[_largest(primal) for primal in primals])
     values, carried = function([p.detach() for p in primals])
+    width = max(torch.finfo(t.dtype).eps for t in (*primals, *values)) ** (1 / 3)
+    step = width * max(1.0, *[_largest(primal) for primal in primals])
     center = [_wide(value.detach()) for value in values]
     # Terms as large as any value may have cancelled in any other.
     size = max(_largest(value) for value in (*values, *carried) if value.is_floating_point())
     coarse, _ = _difference(function, primals, directions, 2 * step, center)
     fine, doubts = _difference(function, primals, directions, step, center)
-    for row, twice, once, doubt in zip(leaves, coarse, fine, doubts, strict=True):
-        dtypes = [_dtype(leaf) for leaf in row]
-        noise = 32 * torch.finfo(dtypes[0]).eps * (size + _largest(once) * step) / step
+    for row, value, twice, once, doubt in zip(leaves, values, coarse, fine, doubts, strict=True):
+        dtypes = [value.dtype, *[_dtype(leaf) for leaf in row]]
+        noise = (
+            32
+            * max(torch.finfo(dtype).eps for dtype in dtypes)
+            * (size + _largest(once) * step)
+            / step
+        )
         doubt = 4 * max(doubt, _largest(once - twice))
         if doubt > max(0.5 * _largest(once), 4 * noise):
             continue

@@ -81,6 +81,11 @@ def _numbers(leaf: Tensor | SparseBlock) -> Tensor:
     return (leaf.values if isinstance(leaf, SparseBlock) else leaf).detach().reshape(-1)
 
 
+def _laid_out(leaf: Tensor | SparseBlock) -> Tensor:
+    whole = leaf.laid_out(torch.strided) if isinstance(leaf, SparseBlock) else leaf
+    return whole.detach().reshape(-1)
+
+
 def _refuse_pattern(
     problem: Problem, answer: Answer, again: Callable[[Way], Answer], draw: Draw
 ) -> None:
@@ -210,6 +215,8 @@ def _same(problem: Problem, answer: Answer, other: Answer, draw: Draw) -> bool:
     """
     pairs = [
         (_numbers(leaf), _numbers(other_leaf))
+        if isinstance(leaf, SparseBlock) == isinstance(other_leaf, SparseBlock)
+        else (_laid_out(leaf), _laid_out(other_leaf))
         for row, other_row in zip(answer.leaves, other.leaves, strict=True)
         for leaf, other_leaf in zip(row, other_row, strict=True)
     ]

@@ -122,7 +122,8 @@ def batched_jac(
         rows = [batch.input_trees(row) for row in answer.laid_out()]
         return batch.packed(answer.outcome.jacobian(rows), answer)
 
-    return transformed(Transform(name, func, options, ask, give))
+    own = {"in_dims": in_dims, "per_sample": per_sample, "randomness": randomness}
+    return transformed(Transform(name, func, options, ask, give, own))
 
 
 class _BatchCall(Call):
@@ -199,7 +200,7 @@ class _BatchCall(Call):
                 f"batched_jac(in_dims={self._in_dims!r}, per_sample=False): the samples share an argument "
                 f"that is differentiated by, so there is no Jacobian per sample. Use per_sample=True."
             )
-        return primal.movedim(dim, 0)
+        return primal.movedim(dim, 0) if dim else primal
 
     def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         values, carried = super().__call__(leaves)
@@ -235,9 +236,9 @@ class _SampleCall(_BatchCall):
     _one_by_one = False
 
     def _with_batch_first(self, primal: Tensor, dim: int | None) -> Tensor:
-        return (
-            primal.expand(self.batch_size, *primal.shape) if dim is None else primal.movedim(dim, 0)
-        )
+        if dim is None:
+            return primal.expand(self.batch_size, *primal.shape)
+        return super()._with_batch_first(primal, dim)
 
     def _check_batch(self) -> None:
         if self.batch_size == 0:

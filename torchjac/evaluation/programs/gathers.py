@@ -150,7 +150,10 @@ class _Rewriting:
         args, kwargs = map_arg((node.args, node.kwargs), operand)
         args = tuple(self.as_node(a) if isinstance(a, Tensor) else a for a in args)
         self.cost += len(places)
-        return self._new(node.target, *args, **kwargs)
+        made = self._new(node.target, *args, **kwargs)
+        if made.meta["val"].dim() == 1 and _size(made) == len(places):
+            return made
+        return self._new(aten.expand.default, made, [len(places)])
 
     def _parted(self, node: Node, places: Places) -> Node | Tensor | None:
         """The entries of a sum of parts among zeros, each from the one part that it lies in."""

@@ -15,6 +15,7 @@ forward pass; here it is the other way round.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ from torch.fx.node import map_arg
 
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, linearize
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.programs.tracing import as_functional, trace
+from torchjac.evaluation.programs.seedwise import is_linear
+from torchjac.evaluation.programs.tracing import UntraceableError, as_functional, trace
 from torchjac.foundations.seeds import Chunk
 
 __all__ = ["LinearGraph", "Point", "linear_graph"]
@@ -81,6 +83,15 @@ class LinearGraph:
 
         return function, list(map(_like, read)), list(map(_like, start))
 
+    @functools.cached_property
+    def nonlinear(self) -> str | None:
+        """An operation after the seeds that is not linear as it is written, so that it has no transpose.
+
+        The whole is linear all the same: the backward of ``logcumsumexp`` goes through logarithms.
+        """
+        seeded = {*self.seeds, *self.linear}
+        return next((str(n.target) for n in self.linear if not is_linear(n, seeded)), None)
+
     def at(self, tensors: Sequence[Tensor]) -> Point:
         """Evaluate all that does not depend on seeds."""
         env: dict[Node, Any] = dict(zip(self.inputs, tensors, strict=True))
@@ -115,6 +126,7 @@ class Point:
     def engine(self, direction: Direction, primals: Sequence[Tensor]) -> Engine:
         """The whole map: from the values to the primals, or back."""
         linear = self._linear
+        self._refuse(direction)
         run = _Stretch(self._env, linear.linear, linear.seeds, linear.products)
         found = _Traced(run, direction, self.values, primals)
         found.carried = self.carried
@@ -122,10 +134,15 @@ class Point:
 
     def stretch(self, direction: Direction, start: Sequence[Node], end: Sequence[Node]) -> Engine:
         """The map from one cut to a later one, or back."""
+        self._refuse(direction)
         nodes = _between(self._linear.graph.graph.nodes, start, end)
         run = _Stretch(self._env, nodes, start, end)
         likes = [[_like(node) for node in side] for side in (start, end)]
         return _Traced(run, direction, *likes)
+
+    def _refuse(self, direction: Direction) -> None:
+        if direction == "forward" and (op := self._linear.nonlinear):
+            raise UntraceableError(f"its backward pass is not written as a linear map ({op})")
 
 
 class _Stretch:
@@ -139,6 +156,11 @@ class _Stretch:
         end: Sequence[Node | None],
     ) -> None:
         self._env, self._nodes, self._start, self._end = env, nodes, start, end
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether no product depends on any seed."""
+        return all(node is None for node in self._end)
 
     def __call__(self, *seeds: Tensor) -> tuple[Tensor | None, ...]:
         env = {**self._env, **dict(zip(self._start, seeds, strict=True))}
@@ -167,6 +189,8 @@ class _Traced(Engine):
         del last
         if self.direction == "reverse":
             return list(self._run(*_filled(seeds, self.values)))
+        if self._run.is_zero:
+            return [None] * len(self.values)
         reached: list[int] = []
 
         def present(*cotangents: Tensor) -> list[Tensor]:
@@ -174,7 +198,7 @@ class _Traced(Engine):
             reached[:] = [at for at, product in enumerate(products) if product is not None]
             return [product for product in products if product is not None]
 
-        zeros = [torch.zeros_like(value) for value in self.values]
+        zeros = list(map(_zeros, self.values))
         likes, transposed = torch.func.vjp(present, *zeros)[:2]
         tangents = _filled(seeds, self.primals)
         given = [tangents[at].to(like.dtype) for at, like in zip(reached, likes, strict=True)]
@@ -182,7 +206,12 @@ class _Traced(Engine):
 
 
 def _filled(seeds: Chunk, likes: Sequence[Tensor]) -> list[Tensor]:
-    return [seeds[at] if at in seeds else torch.zeros_like(like) for at, like in enumerate(likes)]
+    return [seeds[at] if at in seeds else _zeros(like) for at, like in enumerate(likes)]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    # Not zeros_like: what stands for a tensor here may be a fake one of an earlier trace.
+    return torch.zeros(like.shape, dtype=like.dtype, device=like.device)
 
 
 def _like(node: Node) -> Tensor:
@@ -260,9 +289,13 @@ def linear_graph(
     num_values, num_carried = counts
     returned = list(_output(graph).args[0])  # type: ignore[arg-type]
     _make_placeholders(graph, returned[:num_values])
+    # Where a product is a cotangent as it is, a placeholder stands there now.
+    returned = list(_output(graph).args[0])  # type: ignore[arg-type]
     _output(graph).args = (tuple(returned[num_values:]),)
     graph.recompile()
-    return LinearGraph(as_functional(graph), traced[0], num_values, num_values, num_carried)
+    graph = as_functional(graph)
+    graph.graph.eliminate_dead_code()
+    return LinearGraph(graph, traced[0], num_values, num_values, num_carried)
 
 
 def _output(graph: GraphModule) -> Node:

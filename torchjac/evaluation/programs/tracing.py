@@ -7,12 +7,15 @@ graph (a ``get_attr`` node), so that changes in place are seen by every later ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.evaluation.surroundings import exclusively, without_transforms
 
@@ -50,6 +53,10 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    def watched(*tensors: Tensor) -> Any:
+        with _PlainZeros():  # type: ignore[no-untyped-call]
+            return function(*tensors)
+
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         # Fresh ones, so that two arguments never share their memory.
@@ -57,14 +64,39 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
             torch.empty_strided(t.size(), _stride(t), dtype=t.dtype, device=t.device)
             for t in tensors
         ]
-    with exclusively(), without_transforms(), torch.no_grad():
+    with exclusively(), without_transforms(), torch.no_grad(), _quietly():
         try:
-            graph = make_fx(function, tracing_mode="fake")(*fakes)
+            graph = make_fx(watched, tracing_mode="fake")(*fakes)
+        except UntraceableError:
+            raise
         except Exception as error:
             raise UntraceableError(_reason(error)) from error
     _complete(graph, mode)
     _refuse_changes(graph)
     return graph
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep PyTorch from logging what a function cannot do on fake tensors: the plan says it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+class _PlainZeros(TorchDispatchMode):
+    """Makes zeros in earnest of those that autograd invents: as fake tensors these lose their device."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func is torch.ops.aten._efficientzerotensor.default:
+            func = torch.ops.aten.zeros.default
+        return func(*args, **(kwargs or {}))
 
 
 def _stride(tensor: Tensor) -> tuple[int, ...]:
@@ -80,6 +112,10 @@ def _complete(graph: GraphModule, mode: Any) -> None:
     """Give the captured tensors of a graph the fake values that all other nodes have."""
     for node in graph.graph.nodes:
         if node.op == "get_attr":
+            if hasattr(getattr(graph, node.target), "fake_mode"):
+                raise UntraceableError(
+                    "it takes tensors where a trace cannot follow, to another thread"
+                )
             node.meta["val"] = mode.from_tensor(getattr(graph, node.target), static_shapes=True)
 
 
@@ -164,4 +200,51 @@ def as_functional(graph: GraphModule) -> GraphModule:
     def functional(*tensors: Tensor) -> Any:
         return torch.func.functionalize(graph.forward, remove="mutations")(*tensors)
 
-    return trace(functional, inputs)
+    found = trace(functional, inputs)
+    for node in list(found.graph.nodes):
+        if node.target is torch.ops.aten.copy.default:
+            _replace_copy(found, node)
+        elif node.target in _SLICES:
+            _bound(node)
+    found.recompile()
+    return found
+
+
+# Where their end is among the arguments, and what has the length that it counts along.
+_SLICES = {
+    torch.ops.aten.slice.Tensor: 3,
+    torch.ops.aten.slice_scatter.default: 4,
+    torch.ops.aten.slice_backward.default: 4,
+}
+
+
+def _bound(node: Node) -> None:
+    """Let a slice end where its tensor does: vmap computes with what stands there."""
+    at = _SLICES[node.target]  # type: ignore[index]
+    if len(node.args) <= at or not isinstance(node.args[at], int):
+        return
+    whole: Any = (
+        node.args[1] if node.target is torch.ops.aten.slice_backward.default else node.args[0]
+    )
+    sides = whole.meta["val"].shape if isinstance(whole, Node) else whole
+    side = sides[node.args[at - 2]]
+    node.update_arg(at, min(node.args[at], side))  # type: ignore[type-var]
+
+
+def _replace_copy(graph: GraphModule, node: Node) -> None:
+    """Write what is copied in place of the copy, for which PyTorch has no derivative."""
+    into, source = node.args[:2]
+    assert isinstance(into, Node)
+    assert isinstance(source, Node)
+    aten, made, like = torch.ops.aten, source, into.meta["val"]
+    with graph.graph.inserting_before(node):
+        if source.meta["val"].dtype != like.dtype or source.meta["val"].device != like.device:
+            options = {"dtype": like.dtype, "device": like.device}
+            made = graph.graph.call_function(aten._to_copy.default, (made,), options)
+            made.meta["val"] = source.meta["val"].to(**options)
+        if made.meta["val"].shape != like.shape:
+            spread = graph.graph.call_function(aten.expand.default, (made, list(like.shape)))
+            spread.meta["val"] = made.meta["val"].expand(like.shape)
+            made = spread
+    node.replace_all_uses_with(made)
+    graph.graph.erase_node(node)

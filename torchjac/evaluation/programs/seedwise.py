@@ -1,0 +1,70 @@
+"""Whether an operation of a traced backward pass is linear in what depends on the seed.
+
+The whole pass is linear, but PyTorch writes some formulas down by way of logarithms or branches on the
+cotangent's sign; and what a user's own backward does need not be linear at all. Neither can be transposed
+operation by operation. Operations that nobody knows count as linear only where they are no elementwise
+ones: the self-check of a plan holds them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch.fx import Node
+
+__all__ = ["is_linear"]
+
+# Elementwise, and linear in all tensors together, ...
+_SUMS = {
+    "add",
+    "sub",
+    "rsub",
+    "neg",
+    "_to_copy",
+    "clone",
+    "alias",
+    "positive",
+    "detach",
+    "conj",
+    "real",
+}
+# ... in one of two factors, or in the first argument alone.
+_PRODUCTS = {"mul", "mm", "bmm", "mv", "dot", "matmul", "addmm", "baddbmm", "convolution"}
+_FIRST = {"div", "masked_fill", "true_divide", "convert_element_type", "fill", "zeros_like"}
+# Not elementwise, and not linear.
+_OTHERS = {
+    *("amax", "amin", "max", "min", "aminmax", "prod", "norm", "linalg_vector_norm", "logsumexp"),
+    *("_softmax", "_log_softmax", "logcumsumexp", "_logcumsumexp", "cumprod", "cummax", "cummin"),
+    *(
+        "var",
+        "std",
+        "var_mean",
+        "std_mean",
+        "any",
+        "all",
+        "argmax",
+        "argmin",
+        "median",
+        "nanmedian",
+    ),
+    *("sort", "topk", "kthvalue", "mode", "nonzero", "histc", "bincount", "unique"),
+}
+
+
+def is_linear(node: Node, seeded: Collection[Node]) -> bool:
+    """Whether ``node`` is linear in those of its arguments that are in ``seeded``."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return True  # takes one of several results
+    name = target._schema.name.partition("::")[2]
+    touched = [at for at, a in enumerate(node.args) if isinstance(a, Node) and a in seeded]
+    if name in _PRODUCTS:
+        return len(touched) == 1 or (name in ("addmm", "baddbmm") and touched in ([0, 1], [0, 2]))
+    if name == "where":
+        return 0 not in touched
+    if name in _FIRST:
+        return touched == [0]
+    if name in _SUMS or name.endswith("_backward"):
+        return True
+    return name not in _OTHERS and torch.Tag.pointwise not in target.tags
