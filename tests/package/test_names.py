@@ -31,12 +31,17 @@ def test_the_public_names():
         "SparsityPattern",
         "batched_jac",
         "color",
+        "divergence",
         "errors",
         "hessian",
+        "hessian_diag",
         "hessian_sparsity",
         "jac",
+        "jac_diag",
         "jac_of",
         "jac_sparsity",
+        "laplacian",
+        "load_plan",
         "testing",
     ]
 

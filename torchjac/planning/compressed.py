@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -51,6 +51,7 @@ class Compression:
         constants: tensors whose values it was found with.
         symmetric: whether it is that of the Hessian of one output.
         name: the call that the user made, for messages.
+        colorings: those that are known already.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Compression:
         *,
         symmetric: bool,
         name: str,
+        colorings: Iterable[Coloring] = (),
     ) -> None:
         self.pattern, self.symmetric, self._name = pattern, symmetric, name
-        self._colored: dict[By, Coloring] = {}
+        self._colored: dict[By, Coloring] = {coloring.by: coloring for coloring in colorings}
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
         self._constants = [
@@ -74,6 +76,16 @@ class Compression:
     def nbytes(self) -> int:
         """What it holds, or will, once it is used."""
         return _BYTES_PER_ENTRY * self.pattern.nnz
+
+    @property
+    def colorings(self) -> list[Coloring]:
+        """Those that have been asked for."""
+        return list(self._colored.values())
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """The captured tensors, as far as they are still there, whose values shaped the pattern."""
+        return [tensor for ref, _ in self._constants if (tensor := ref()) is not None]
 
     @property
     def relies_on_constants(self) -> bool:

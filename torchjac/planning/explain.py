@@ -27,6 +27,7 @@ def _title(plan: Plan) -> str:
     what = {"jac": "Jacobian", "batched_jac": "per-sample Jacobians", "hessian": "Hessian"}
     lines = [f"Plan: {what[plan._transform.name]} of {_function(plan)} by {n:,} elements"]
     lines += [f"  {line}" for line in plan._fields.lines()]
+    lines += [f"  loaded: {plan._loaded}"] if plan._loaded else []
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchjac.foundations.pytree import TreeSpec, flatten
+from torchjac.foundations.pytree import TreeSpec, flatten, unflatten
 
 __all__ = ["Arguments", "Fields", "are_plain"]
 
@@ -18,6 +18,9 @@ class Fields:
 
     def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         self._arguments = _described(args, kwargs)
+        leaves, spec = flatten((tuple(args), dict(kwargs)))
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = unflatten(leaves, spec)
+        """The arguments, in trees that nobody else can change."""
 
     def differences(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """Say of every field that differs what was planned and what came."""

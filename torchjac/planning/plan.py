@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,8 +20,10 @@ from torchjac.planning.compiling import compiled
 from torchjac.planning.design import Design
 from torchjac.planning.explain import explain
 from torchjac.planning.fields import Arguments, Fields, are_plain
+from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.proof import verify
+from torchjac.planning.saving import save
 from torchjac.planning.solve import solve
 from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.coloring import Coloring
@@ -39,6 +42,10 @@ class Transform(Protocol):
     @property
     def func(self) -> Callable[..., Any]:
         """The user's function."""
+
+    @property
+    def keywords(self) -> Mapping[str, Any]:
+        """The keyword arguments that make the same transform of another function."""
 
     @property
     def ask(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]:
@@ -65,7 +72,9 @@ class Plan:
     _captures: Captures | None
     _arguments: Arguments
     _program: Program | None
+    _record: Record
     _compiled: bool = False
+    _loaded: str | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The derivative, as the transform itself returns it.
@@ -83,6 +92,11 @@ class Plan:
         program = self._program
         if program is None or not nothing_around():
             return self._generally(args, kwargs)
+        if self._design.compression is not None and self._design.compression.is_stale:
+            raise PlanMismatchError(
+                f"{self._name}: a captured tensor whose zeros shaped the pattern was changed in place. Make a "
+                f"new plan."
+            )
         if torch.get_default_dtype() is not program.default_dtype:
             return self._generally(args, kwargs)
         if tensors is None:
@@ -133,6 +147,29 @@ class Plan:
             PlanError: the compiled derivative is not the plan's.
         """
         return compiled(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write down what was costly to find: the pattern, its colouring, and which way is the best.
+
+        `torchjac.load_plan` makes the plan of it again, for the same function. The file holds numbers
+        and words alone, no code and no tensor's values. A compiled plan is saved as the one that it was
+        compiled from.
+
+        Args:
+            path: where to write; a file that is there is replaced.
+
+        Raises:
+            PlanError: an argument or option is no tensor and no plain value, or the pattern holds for
+                values of captured tensors that have been changed, or cannot be recognised, later.
+
+        Example:
+            >>> import tempfile, torch, torchjac
+            >>> path = tempfile.mkdtemp() + "/sines.plan"
+            >>> torchjac.jac(torch.sin, sparsity="detect").plan(torch.zeros(100)).save(path)
+            >>> torchjac.load_plan(path, torch.sin).passes
+            1
+        """
+        save(self, path)
 
     @property
     def mode(self) -> str:

@@ -27,7 +27,7 @@ from torchjac.planning.problem import Problem
 from torchjac.planning.solve import first_look
 from torchjac.planning.verify import verified
 
-__all__ = ["make_plan"]
+__all__ = ["assembled", "captures_of", "make_plan"]
 
 
 def make_plan(
@@ -48,25 +48,44 @@ def make_plan(
         )
     call, problem = transform.ask(args, kwargs)
     problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
-    func = transform.func
-    while isinstance(func, Plan):
-        func = func._transform.func
-    constants = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, Tensor)]
-    captures = Captures.of(functools.partial(func, *constants))
+    captures = captures_of(transform, args, kwargs)
     draw = Draw(problem.primals)
     record = first_look(problem, draw)
     found = _designed(problem, record, captures, draw, tune)
-    program = found.chosen.program
-    key = object()
-    problem.signature = lambda: key
     if found.chosen.colored and problem.sparsity is None and found.compression is not None:
         problem.sparsity = found.compression.pattern
         record.compression = found.compression
         record.ways = dataclasses.replace(problem, compression=found.compression).ways(
             problem.rows(record.output_counts)
         )
-    if program is None:
+    if found.chosen.program is None:
         record.ways = (found.chosen.way, *[w for w in record.ways if w != found.chosen.way])
+    return assembled(transform, call, problem, found, args, kwargs, captures, record)
+
+
+def captures_of(transform: Transform, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captures:
+    """What the function of a transform reaches, and the arguments that are no tensors."""
+    func = transform.func
+    while isinstance(func, Plan):
+        func = func._transform.func
+    constants = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, Tensor)]
+    return Captures.of(functools.partial(func, *constants))
+
+
+def assembled(
+    transform: Transform,
+    call: Any,
+    problem: Problem,
+    found: Design,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    captures: Captures,
+    record: Record,
+) -> Plan:
+    """Put a plan together, once all is known."""
+    program = found.chosen.program
+    key = object()
+    problem.signature = lambda: key
     remember(key, record)
     bare = program is not None and _is_bare(transform, call, problem, found)
     return Plan(
@@ -78,6 +97,7 @@ def make_plan(
         None if program is None else captures,
         Arguments(args, kwargs, inputs_of(problem), is_bare=bare),
         program,
+        record,
     )
 
 

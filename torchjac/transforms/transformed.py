@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torchjac.planning.problem import Answer, Problem
@@ -27,6 +27,19 @@ class Transform:
     options: Any
     ask: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]
     give: Callable[[Any, Answer], Any]
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """The options that this transform alone has."""
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments that make the same transform of another function."""
+        defaults = self.options._field_defaults
+        shared = self.options._asdict()
+        del shared["name"]
+        return {
+            **{k: v for k, v in shared.items() if k not in defaults or v is not defaults[k]},
+            **self.own,
+        }
 
 
 def transformed(transform: Transform) -> Callable[..., Any]:
@@ -55,4 +68,5 @@ def transformed(transform: Transform) -> Callable[..., Any]:
         return make_plan(transform, args, kwargs, tune=tune)
 
     derivative.plan = plan  # type: ignore[attr-defined]
+    derivative._transform = transform  # type: ignore[attr-defined]
     return derivative

@@ -131,5 +131,6 @@ def _write_into_fresh(nodes: Any) -> None:
     for node in nodes.nodes:
         if node.target in _WRITERS:
             into: Any = node.args[0]
-            if into.target in _MAKERS and len(into.users) == 1:
+            alone = len(into.users) == 1 and into not in node.args[1:]
+            if into.target in _MAKERS and alone:
                 node.target = _WRITERS[node.target]
