@@ -5,7 +5,6 @@ from torchjac.planning.plan import Plan
 from torchjac.structure.coloring import Coloring, color
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
-from torchjac.transforms.contractions import divergence, hessian_diag, jac_diag, laplacian
 from torchjac.transforms.hessian import hessian
 from torchjac.transforms.jac import jac
 from torchjac.transforms.jac_of import jac_of
@@ -18,16 +17,12 @@ __all__ = [
     "SparsityPattern",
     "batched_jac",
     "color",
-    "divergence",
     "errors",
     "hessian",
-    "hessian_diag",
     "hessian_sparsity",
     "jac",
-    "jac_diag",
     "jac_of",
     "jac_sparsity",
-    "laplacian",
     "load_plan",
     "testing",
 ]
