@@ -115,11 +115,12 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Time every workload against its peers, dense and sparse; then measure peak memory."""
+    """Time every workload against its peers, dense, sparse and planned; then measure peak memory."""
     session.install(*TORCH[DEFAULT_TORCH])
     session.install("--editable", ".", *needs("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
     session.run("python", "-m", "benchmarks.sparse", *session.posargs)
+    session.run("python", "-m", "benchmarks.plans", *session.posargs)
     session.run("python", "-m", "benchmarks.memory")
 
 
