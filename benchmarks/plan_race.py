@@ -42,11 +42,13 @@ class Setting:
         effort: How long to time.
         with_jax: Whether JAX is there to take part.
         all_modes: Whether PyTorch compiles every mode, which takes longest of all, or the first alone.
+        clock: Of turns, in seconds.
     """
 
     effort: Effort
     with_jax: bool
     all_modes: bool
+    clock: Callable[[], float]
 
 
 @dataclass
@@ -189,7 +191,7 @@ def race(workload: PlanWorkload, setting: Setting) -> Row:
         samples = x.shape[0] if workload.kind == "batched" else 1
         row.inputs, row.outputs = x.numel() // samples, func(x).numel() // samples
         entrants = list(verified(row, func, x, setting))
-        take_turns(entrants, setting.effort)
+        take_turns(entrants, setting)
     row.seconds = {entrant.name: statistics.median(entrant.seconds) for entrant in entrants}
     row.spreads = {entrant.name: spread(entrant.seconds) for entrant in entrants}
     return row
@@ -274,12 +276,13 @@ def choice(plan: Any) -> str:
     return repr(plan).partition(": ")[2].rstrip(">").removeprefix("compiled, ")
 
 
-def take_turns(entrants: list[Entrant], effort: Effort) -> None:
+def take_turns(entrants: list[Entrant], setting: Setting) -> None:
     """Time everybody round by round, shuffled, quick ones after a call that is not timed.
 
     Whoever comes after a large result finds cold caches and memory that was just given back; that must
     not always be the same one.
     """
+    effort, clock = setting.effort, setting.clock
     for entrant in entrants:
         entrant.warm_up(effort)
     order = random.Random(0)
@@ -291,6 +294,9 @@ def take_turns(entrants: list[Entrant], effort: Effort) -> None:
                 if turn * entrant.turns % effort.rounds < entrant.turns:
                     if entrant.repeat > 1:
                         entrant.run()
-                    entrant.take_turn()
+                    start = clock()
+                    for _ in range(entrant.repeat):
+                        entrant.run()
+                    entrant.seconds.append((clock() - start) / entrant.repeat)
     finally:
         gc.enable()

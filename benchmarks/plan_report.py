@@ -34,11 +34,12 @@ NOISY = 0.5  # of a spread: turns differ by half of what they take
 LEAST = 0.01  # of a ratio that is drawn where it is
 
 INTRODUCTION = """\
-Times are medians of one interleaved run and belong to the machine; ratios, *to* somebody, are the time of
-torchjac over theirs: below 1 torchjac is the faster one. ± is the interquartile range of the turns of the
-plan to its left over their median: where it is large the machine was busy, and the row is worth little.
-The *compiled plan* is that of the plan as counted, `tune=False`; where tuning chooses otherwise, what it
-compiles to stands below the table. Everything runs under `torch.no_grad`, but for the rows in *grad mode*."""
+Times are medians of one interleaved run, with one thread of the processor's time, and belong to the
+machine; ratios, *to* somebody, are the time of torchjac over theirs: below 1 torchjac is the faster one.
+± is the interquartile range of the turns of the plan to its left over their median: where it is large the
+machine was busy, and the row is worth little. The *compiled plan* is that of the plan as counted,
+`tune=False`; where tuning chooses otherwise, what it compiles to stands below the table. Everything runs
+under `torch.no_grad`, but for the rows in *grad mode*."""
 
 FIRST = """\
 Seconds before the first answer, on an empty compiler cache: *plan* is `.plan(x, tune=False)`, *compile* is

@@ -77,19 +77,23 @@ def deferred(
 
 
 def recomputed(
-    tensors: Sequence[Tensor], beyond: Sequence[Tensor], again: Callable[[], Sequence[Tensor]]
+    tensors: Sequence[Tensor],
+    beyond: Sequence[Tensor],
+    read: Sequence[Tensor],
+    again: Callable[[], Sequence[Tensor]],
 ) -> list[Tensor]:
     """Make ``tensors``, computed without a graph, differentiable by the tensors ``beyond``.
 
     Args:
         tensors: what was computed.
         beyond: what it can be differentiated by.
+        read: all that it was computed from, which has to be there unchanged.
         again: computes the same with a graph, which is done if anybody goes backward.
     """
-    versions = [tensor._version for tensor in beyond]
+    before = list(map(_state, read))
 
     def pull(cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        if [tensor._version for tensor in beyond] != versions:
+        if list(map(_state, read)) != before:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace "
                 "operation since torchjac computed this derivative"
@@ -110,6 +114,11 @@ def recomputed(
         )
 
     return list(_Deferred.apply(pull, tensors, *beyond))  # type: ignore[no-untyped-call]
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What tells that a tensor was written into, or given other memory."""
+    return (0 if tensor.is_inference() else tensor._version), tensor.data_ptr()
 
 
 def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANTS", "MISSING", "Container", "Name", "noun"]
+__all__ = ["CONSTANTS", "MISSING", "Container", "Name", "noun", "same"]
 
 # What cannot change inside; tuples are looked into.
 CONSTANTS = (
@@ -85,6 +85,8 @@ def same(before: Any, now: Any) -> bool:
         return True
     if type(before) is not type(now):
         return False
+    if isinstance(before, slice):
+        return bool(before == now)
     if isinstance(before, tuple):
         return len(before) == len(now) and all(map(same, before, now))
     if isinstance(before, numbers.Number) and not isinstance(before, int):

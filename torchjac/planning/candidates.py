@@ -67,6 +67,11 @@ class Candidate:
     seconds: float | None = None
     """Measured."""
 
+    @property
+    def is_along(self) -> bool:
+        """Whether it takes the traced backward pass as it is."""
+        return self.way.direction == "reverse" and not self.way.both and self.waist is None
+
     def answer(self, returned: Sequence[Tensor], width: int, outcome: Any) -> Answer:
         """Read what the program returned; ``width`` input leaves stand side by side."""
         count = len(self.blocks)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchjac.evaluation.programs.tracing import dense_stride
 from torchjac.foundations.pytree import TreeSpec, flatten, unflatten
+from torchjac.planning.bindings import same
 
-__all__ = ["Arguments", "Fields", "are_plain"]
+__all__ = ["Arguments", "Fields", "are_plain", "as_dense"]
 
 
 class Fields:
@@ -80,21 +82,12 @@ def _compared(planned: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
     return [
         f"{field} {planned[field]!r} was planned, got {got[field]!r}"
         for field in planned
-        if not _equal(planned[field], got[field])
+        if not same(planned[field], got[field])
     ]
 
 
 def _kind(leaf: Mapping[str, Any]) -> str:
     return type(leaf["value"]).__name__ if "value" in leaf else "tensor"
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    try:
-        return type(one) is type(other) and bool(one == other)
-    except Exception:  # noqa: BLE001 - whatever does not compare is not the same
-        return False
 
 
 def _tree(spec: TreeSpec) -> str:
@@ -120,7 +113,7 @@ class Arguments:
         is_bare: bool,
     ) -> None:
         self.is_bare, self.planned = is_bare, inputs
-        self._strides = [planned_stride(tensor) for tensor in inputs]
+        self._strides = [dense_stride(tensor) for tensor in inputs]
         self._count, self._kinds = len(args), None
         at = {id(arg): position for position, arg in enumerate(args)}
         if (
@@ -155,13 +148,9 @@ class Arguments:
         return tensors
 
 
-def planned_stride(tensor: Tensor) -> tuple[int, ...]:
-    """The strides that a program is made for: the tensor's own, unless its elements share memory."""
-    return (
-        torch.empty_like(tensor, device="meta").stride()
-        if 0 in tensor.stride()
-        else tensor.stride()
-    )
+def as_dense(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same tensors with the strides that programs are made for."""
+    return [_strided(tensor, dense_stride(tensor)) for tensor in tensors]
 
 
 def _strided(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:

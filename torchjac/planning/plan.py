@@ -94,13 +94,15 @@ class Plan:
             return self._generally(args, kwargs)
         if self._design.compression is not None and self._design.compression.is_stale:
             raise PlanMismatchError(
-                f"{self._name}: a captured tensor whose zeros shaped the pattern was changed in place. Make a "
-                f"new plan."
+                f"{self._name}: a captured tensor whose zeros shaped the pattern was changed in place. "
+                f"Make a new plan."
             )
         if torch.get_default_dtype() is not program.default_dtype:
             return self._generally(args, kwargs)
         if tensors is None:
-            tensors = inputs_of(self._transform.ask(args, kwargs)[1])
+            call, problem = self._transform.ask(args, kwargs)
+            tensors = inputs_of(problem)
+            self._refuse_other_parameters(call)
         if not are_plain(tensors):
             return self._generally(args, kwargs)
         if not program.fits():
@@ -228,6 +230,15 @@ class Plan:
         inputs = inputs_of(self._transform.ask(args, kwargs)[1])
         return self._answer(self._program(*self._arguments.laid_out(inputs)))
 
+    def _refuse_other_parameters(self, call: Any) -> None:
+        """With ``argnums="params"``: those that require grad are a part of the signature."""
+        planned, now = self._call.names, call.names
+        if planned != now:
+            raise PlanMismatchError(
+                f"{self._name}: other parameters require grad than were planned for: {', '.join(planned)} "
+                f"were planned, got {', '.join(now)}. Make a new plan."
+            )
+
     def _generally(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Without the program: in a transform, under a compiler, or where there is none."""
         call, answer = self._solved(args, kwargs)
@@ -262,12 +273,19 @@ class Plan:
         returned = list(program(*self._arguments.laid_out(tensors)))
         floating = [at for at, t in enumerate(returned) if t.is_floating_point()]
 
+        read = [*tensors, *program.captured]
+
         def again() -> list[Tensor]:
+            if self._captures is not None and (changed := self._captures.changed()):
+                raise RuntimeError(
+                    f"{self._name}: what func reaches has changed between the call and going backward: "
+                    f"{changed}"
+                )
             _, answer = self._solved(args, kwargs)
             made = _flattened(self._design.chosen, answer, self._problem.wants_value)
             return [made[at] for at in floating]
 
-        hung = recomputed([returned[at] for at in floating], beyond, again)
+        hung = recomputed([returned[at] for at in floating], beyond, read, again)
         for at, tensor in zip(floating, hung, strict=True):
             returned[at] = tensor
         return self._packed(returned)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchjac.errors import PlanError, SparsityMismatchError
+from torchjac.errors import DerivativeMismatchWarning, PlanError, SparsityMismatchError
 from torchjac.evaluation.probes import tolerance
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, has_values, nothing_around
@@ -19,7 +20,7 @@ from torchjac.planning.attempt import attempt
 from torchjac.planning.candidates import inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.design import Design, design, without_trace
-from torchjac.planning.fields import Arguments, Fields
+from torchjac.planning.fields import Arguments, Fields, as_dense
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Record, remember
 from torchjac.planning.plan import Plan, Transform
@@ -115,16 +116,44 @@ def _designed(
         return without_trace(problem, record, f"func changes what it reaches: {changed}")
     if found.chosen.program is None or not has_values(problem.primals):
         return found
-    try:
-        _try_out(problem, record, found, draw)
-    except UntraceableError as error:
-        return without_trace(problem, record, str(error), found)
-    return found
+    return _proven(problem, record, found, draw)
+
+
+def _proven(problem: Problem, record: Record, found: Design, draw: Draw) -> Design:
+    """The design with the first way that stands the test: the chosen one, or else one along the trace.
+
+    Transposed, a formula can divide by what it masked before, as that of ``std`` does where nothing
+    varies. As it was traced it is what plain backward passes compute.
+    """
+    along = [
+        candidate
+        for candidate in found.considered
+        if candidate is not found.chosen and candidate.program is not None and candidate.is_along
+    ]
+    reason, ways = "", [found.chosen, *along]
+    for candidate in ways:
+        tried = dataclasses.replace(found, chosen=candidate)
+        with warnings.catch_warnings():
+            if candidate is not ways[-1]:
+                warnings.simplefilter("ignore", DerivativeMismatchWarning)
+            try:
+                _try_out(problem, record, tried, draw)
+            except UntraceableError as error:
+                reason = reason or str(error)
+                continue
+            finally:
+                # That was about programs; what runs without one answers for itself.
+                record.instead = None
+                record.checked.clear()
+        if reason:
+            tried.reason = f"along the trace, since against it {reason}"
+        return tried
+    return without_trace(problem, record, reason, found)
 
 
 def _try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
     """Compare what the chosen program returns with the function itself, or raise `UntraceableError`."""
-    chosen, tensors = found.chosen, inputs_of(problem)
+    chosen, tensors = found.chosen, as_dense(inputs_of(problem))
     assert chosen.program is not None
     assert found.linear is not None
     with draw.aside():

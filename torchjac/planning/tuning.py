@@ -11,6 +11,7 @@ import torch
 from torchjac.evaluation.surroundings import Draw, is_out_of_memory
 from torchjac.planning.attempt import attempt
 from torchjac.planning.candidates import Candidate, inputs_of
+from torchjac.planning.fields import as_dense
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Problem
 
@@ -53,7 +54,7 @@ def _run(problem: Problem, record: Record, candidate: Candidate) -> Callable[[],
     program = candidate.program
     if program is None:
         return lambda: attempt(problem, candidate.way, record)
-    tensors = inputs_of(problem)
+    tensors = as_dense(inputs_of(problem))
     return lambda: program(*tensors)
 
 

@@ -76,6 +76,8 @@ class Call:
         self.options = options
         self._func, self._args, self._kwargs = func, args, dict(kwargs)
         self._positions: list[int] = []
+        self.names: list[str] = []
+        """Of the parameters that are differentiated by."""
         self._specs: list[TreeSpec] = []
         self.primals: list[Tensor] = []
         self._outcome: Outcome | None = None
@@ -101,7 +103,7 @@ class Call:
             )
         for name, parameter in named.items():
             self._check_leaf(parameter, name)
-        self._names = list(named)
+        self.names = list(named)
         self.primals, spec = flatten(named)
         self._specs = [spec]
 
@@ -187,7 +189,7 @@ class Call:
             if self.options.argnums != PARAMS or self._are_parameters(leaves):
                 return self._func(*args, **kwargs)
             assert isinstance(self._func, torch.nn.Module)
-            swapped = dict(zip(self._names, leaves, strict=True))
+            swapped = dict(zip(self.names, leaves, strict=True))
             return torch.func.functional_call(self._func, swapped, tuple(args), kwargs)
 
     def _are_parameters(self, leaves: Sequence[Tensor]) -> bool:

@@ -15,20 +15,8 @@ from torch.fx import Node
 
 __all__ = ["is_linear"]
 
-# Elementwise, and linear in all tensors together, ...
-_SUMS = {
-    "add",
-    "sub",
-    "rsub",
-    "neg",
-    "_to_copy",
-    "clone",
-    "alias",
-    "positive",
-    "detach",
-    "conj",
-    "real",
-}
+# Elementwise, and linear, ...
+_SUMS = {"neg", "_to_copy", "clone", "alias", "positive", "detach", "conj", "real"}
 # ... in one of two factors, or in the first argument alone.
 _PRODUCTS = {"mul", "mm", "bmm", "mv", "dot", "matmul", "addmm", "baddbmm", "convolution"}
 _FIRST = {"div", "masked_fill", "true_divide", "convert_element_type", "fill", "zeros_like"}
@@ -65,6 +53,19 @@ def is_linear(node: Node, seeded: Collection[Node]) -> bool:
         return 0 not in touched
     if name in _FIRST:
         return touched == [0]
+    if name in ("add", "sub", "rsub"):
+        return all(_adds_nothing(a) or (isinstance(a, Node) and a in seeded) for a in node.args[:2])
     if name in _SUMS or name.endswith("_backward"):
         return True
     return name not in _OTHERS and torch.Tag.pointwise not in target.tags
+
+
+def _adds_nothing(term: object) -> bool:
+    """Whether a term of a sum is a zero; with any other beside the seed, the sum is affine."""
+    if not isinstance(term, Node):
+        return term == 0
+    aten = torch.ops.aten
+    if term.target in (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default):
+        return True
+    moves = (aten.expand.default, aten.view.default, aten.alias.default, aten._to_copy.default)
+    return term.target in moves and _adds_nothing(term.args[0])

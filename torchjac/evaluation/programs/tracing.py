@@ -15,11 +15,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.evaluation.surroundings import exclusively, without_transforms
 
-__all__ = ["UntraceableError", "as_functional", "captured_tensors", "draws_random_numbers", "trace"]
+__all__ = [
+    "UntraceableError",
+    "as_functional",
+    "captured_tensors",
+    "dense_stride",
+    "draws_random_numbers",
+    "trace",
+]
 
 TensorFunction: TypeAlias = Callable[..., Any]
 
@@ -54,14 +62,14 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def watched(*tensors: Tensor) -> Any:
-        with _PlainZeros():  # type: ignore[no-untyped-call]
+        with _Watched(), _NoWayOut():  # type: ignore[no-untyped-call]
             return function(*tensors)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         # Fresh ones, so that two arguments never share their memory.
         fakes = [
-            torch.empty_strided(t.size(), _stride(t), dtype=t.dtype, device=t.device)
+            torch.empty_strided(t.size(), dense_stride(t), dtype=t.dtype, device=t.device)
             for t in tensors
         ]
     with exclusively(), without_transforms(), torch.no_grad(), _quietly():
@@ -87,8 +95,14 @@ def _quietly() -> Iterator[None]:
         logger.disabled = before
 
 
-class _PlainZeros(TorchDispatchMode):
-    """Makes zeros in earnest of those that autograd invents: as fake tensors these lose their device."""
+_CAPTURED = "it looks at values of a captured tensor"
+
+
+class _Watched(TorchDispatchMode):
+    """Makes zeros in earnest of those that autograd invents: as fake tensors these lose their device.
+
+    A captured tensor has values, and those would be written into the graph.
+    """
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -96,16 +110,33 @@ class _PlainZeros(TorchDispatchMode):
         del types
         if func is torch.ops.aten._efficientzerotensor.default:
             func = torch.ops.aten.zeros.default
+        if func is torch.ops.aten._local_scalar_dense.default and not hasattr(args[0], "fake_mode"):
+            raise UntraceableError(_CAPTURED)
         return func(*args, **(kwargs or {}))
 
 
-def _stride(tensor: Tensor) -> tuple[int, ...]:
-    # Elements that share memory cannot be written apart, which in-place code may do.
-    return (
-        torch.empty(tensor.shape, device="meta").stride()
-        if 0 in tensor.stride()
-        else tensor.stride()
-    )
+class _NoWayOut(TorchFunctionMode):
+    """Sees values being taken out of tensors where no operation is dispatched for it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        if func in _WAYS_OUT and not hasattr(args[0], "fake_mode"):
+            raise UntraceableError(_CAPTURED)
+        return func(*args, **(kwargs or {}))
+
+
+_WAYS_OUT = {
+    getattr(Tensor, name)
+    for name in ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
+    if hasattr(Tensor, name)
+}
+
+
+def dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a copy: the tensor's own, where its elements fill their memory, each its own place."""
+    return torch.empty_like(tensor, device="meta").stride()
 
 
 def _complete(graph: GraphModule, mode: Any) -> None:
@@ -116,7 +147,12 @@ def _complete(graph: GraphModule, mode: Any) -> None:
                 raise UntraceableError(
                     "it takes tensors where a trace cannot follow, to another thread"
                 )
-            node.meta["val"] = mode.from_tensor(getattr(graph, node.target), static_shapes=True)
+            try:
+                node.meta["val"] = mode.from_tensor(getattr(graph, node.target), static_shapes=True)
+            except Exception as error:
+                raise UntraceableError(
+                    f"it captures a tensor of a kind of its own ({error})"
+                ) from error
 
 
 def _reason(error: Exception) -> str:
