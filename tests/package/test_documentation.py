@@ -22,7 +22,8 @@ MODULES = sorted(
     if not info.name.endswith(".__main__")
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-TRANSFORMS = ["jac", "batched_jac", "hessian", "jac_of"]
+TRANSFORMS = ["jac", "batched_jac", "hessian", "jac_of", "jac_operator", "hessian_operator"]
+TRANSFORMS += ["jac_diag", "hessian_diag", "divergence", "laplacian"]
 PUBLIC = [getattr(torchjac, name) for name in TRANSFORMS] + [
     value
     for name, value in sorted(vars(torchjac.testing).items())

@@ -34,3 +34,18 @@ def test_brusselator(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(set(steps)) <= 2, (
         "an exact Jacobian takes the steps that differences take, or nearly"
     )
+
+
+def test_pinn_poisson(capsys: pytest.CaptureFixture[str]) -> None:
+    load("pinn_poisson").main(steps=60)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:-2]]
+    assert float(rows[-1][2]) < float(rows[0][2]) / 5, "the error falls"
+
+
+def test_flow_divergence(capsys: pytest.CaptureFixture[str]) -> None:
+    load("flow_divergence").main(dimensions=16)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["exact", *["hutchinson", "hutch++"] * 3]
+    exact = float(rows[0][3])
+    for row in rows[3:]:
+        assert abs(float(row[3]) - exact) <= 4 * float(row[4]) + 1e-3

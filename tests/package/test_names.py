@@ -27,16 +27,23 @@ def python(code):
 def test_the_public_names():
     assert sorted(torchjac.__all__) == [
         "Coloring",
+        "LinearOperator",
         "Plan",
         "SparsityPattern",
         "batched_jac",
         "color",
+        "divergence",
         "errors",
         "hessian",
+        "hessian_diag",
+        "hessian_operator",
         "hessian_sparsity",
         "jac",
+        "jac_diag",
         "jac_of",
+        "jac_operator",
         "jac_sparsity",
+        "laplacian",
         "load_plan",
         "testing",
     ]

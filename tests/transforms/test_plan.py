@@ -294,9 +294,7 @@ def test_parameters() -> None:
     named = {name: p.detach() for name, p in module.named_parameters()}
     called = lambda named: torch.func.functional_call(module, named, (2 * X,))  # noqa: E731
     got = plan(2 * X)
-    torch.testing.assert_close(
-        map_tree(torch.Tensor.detach, got), torch.func.jacrev(called)(named)
-    )
+    torch.testing.assert_close(map_tree(torch.Tensor.detach, got), torch.func.jacrev(called)(named))
 
 
 # Strides
@@ -333,8 +331,8 @@ def test_whatever_the_strides_at_the_plan_and_at_the_call(planned: str, func: st
     strided = matrices()
     run = STRIDED_FUNCTIONS[func]
     plan = torchjac.jac(run).plan(strided[planned])
-    for given in strided.values():
-        torch.testing.assert_close(plan(given), looped(run)(given))
+    for here in strided.values():
+        torch.testing.assert_close(plan(here), looped(run)(here))
 
 
 def test_the_same_tensor_twice_is_two_arguments() -> None:
@@ -365,13 +363,17 @@ ROUND_PLAN: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
     "vmap of vmap": lambda f: torch.func.vmap(torch.func.vmap(f)),
     "vmap of grad": lambda f: torch.func.vmap(torch.func.grad(lambda x: f(x).square().sum())),
     "plan of a plan": lambda f: lambda x: torchjac.jac(f).plan(x)(x),
-    "plan of a plan of a plan": lambda f: lambda x: (
-        torchjac.jac(torchjac.jac(f).plan(x)).plan(x)(x)
+    "plan of a plan of a plan": lambda f: (
+        lambda x: torchjac.jac(torchjac.jac(f).plan(x)).plan(x)(x)
     ),
 }
 
 
-@pytest.mark.parametrize("func", [curve, lambda x: curve(x) if x.sum() > 9 else curve(x)])
+def branching(x: Tensor) -> Tensor:
+    return curve(x) if x.sum() > 9 else curve(1 * x)
+
+
+@pytest.mark.parametrize("func", [curve, branching])
 @pytest.mark.parametrize("around", ROUND_PLAN)
 def test_transforms_around_a_plan(around: str, func: Callable[..., Any]) -> None:
     batched = {"vmap of vmap": (2, 3, 3), "vmap": (2, 3), "vmap of grad": (2, 3)}
@@ -554,9 +556,7 @@ def test_threads_share_a_plan() -> None:
 
     def work(scale: int) -> None:
         expected = torchjac.jac(curve, mode="reverse")(scale * X)
-        wrong.extend(
-            scale for _ in range(50) if not torch.allclose(plan(scale * X), expected)
-        )
+        wrong.extend(scale for _ in range(50) if not torch.allclose(plan(scale * X), expected))
 
     threads = [threading.Thread(target=work, args=(scale,)) for scale in range(6)]
     for thread in threads:

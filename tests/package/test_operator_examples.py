@@ -1,0 +1,35 @@
+"""The examples with operators run, and show what they promise."""
+
+import pytest
+
+from tests.package.test_examples import load
+from tests.sparse import DETECTS
+
+
+def test_newton_krylov(capsys: pytest.CaptureFixture[str]) -> None:
+    load("newton_krylov").main(size=16)
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines()[1:]]
+    steps = [row for row in rows if len(row) == 4]
+    assert len(steps) > 3
+    assert all(int(evaluations) == int(step) + 1 for step, _, _, evaluations in steps)
+    assert float(printed.split()[-1]) == pytest.approx(2, abs=0.1)
+
+
+@pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")
+def test_least_squares(capsys: pytest.CaptureFixture[str]) -> None:
+    load("least_squares").main(size=20)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["dense", "sparse", "operator"]
+    assert all(float(row[-1]) < 1e-6 for row in rows)
+    assert rows[1][2] == rows[2][2], "the same matrix in another form takes the same steps"
+
+
+def test_newton_cg(capsys: pytest.CaptureFixture[str]) -> None:
+    load("newton_cg").main(size=40)
+    printed = capsys.readouterr().out
+    assert "Newton-CG" in printed
+    assert "trust-constr" in printed
+    line = next(line for line in printed.splitlines() if "products, at" in line)
+    products, points, evaluations = [int(word) for word in line.split() if word.isdigit()]
+    assert products > points == evaluations

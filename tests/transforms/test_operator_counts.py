@@ -1,0 +1,346 @@
+"""What products cost, what is done when PyTorch refuses one or gets it wrong, and what stays behind."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchjac
+from torchjac.errors import DerivativeMismatchWarning, TorchjacFallbackWarning, UnsupportedError
+from torchjac.evaluation import engines
+
+
+class Spy:
+    """Counts evaluations of a function, and the passes of the autograd engine."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.evaluations = self.passes = 0
+        run = engines._run_backward
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.passes += 1
+            return run(*args, **kwargs)
+
+        monkeypatch.setattr(engines, "_run_backward", counted)
+
+    def watch(self, func: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def watched(x: Tensor) -> Tensor:
+            self.evaluations += 1
+            return func(x)
+
+        return watched
+
+    def since(self) -> tuple[int, int]:
+        """Evaluations and passes since this was asked last."""
+        counts = self.evaluations, self.passes
+        self.evaluations = self.passes = 0
+        return counts
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(monkeypatch)
+
+
+def curve(x: Tensor) -> Tensor:
+    return torch.stack([x[0] * x[1], x.sin().sum(), x[1].tanh()])
+
+
+def scalar(x: Tensor) -> Tensor:
+    return (x**3).sum() * x[0]
+
+
+X = torch.tensor([0.3, -0.8], dtype=torch.float64)
+
+
+def test_products_with_a_jacobian(spy: Spy) -> None:
+    op = torchjac.jac_operator(spy.watch(curve))(X)
+    assert spy.since() == (1, 0)
+    for _ in range(2):
+        op.T @ torch.ones(3).double()
+        assert spy.since() == (0, 1)
+    op @ X
+    assert spy.since() == (0, 2), "the second graph is recorded once"
+    for _ in range(2):
+        op @ X
+        assert spy.since() == (0, 1)
+    op @ torch.eye(2).double()
+    assert spy.since() == (0, 1), "columns are vmapped into one pass"
+    op.T @ torch.eye(3).double()
+    assert spy.since() == (0, 2), "vmapped columns are checked once against a plain pass"
+    op.T @ torch.eye(3).double()
+    assert spy.since() == (0, 1)
+    op.to_dense()
+    assert spy.since() == (0, 1)
+    op.gram("inputs")
+    assert spy.since() == (0, 1)
+    _ = op.value, op.shape, op.T, repr(op)
+    assert spy.since() == (0, 0)
+
+
+def test_products_with_a_hessian(spy: Spy) -> None:
+    op = torchjac.hessian_operator(spy.watch(scalar))(X)
+    assert spy.since() == (1, 1), "the gradient"
+    for _ in range(2):
+        op @ X
+        assert spy.since() == (0, 1)
+    op @ torch.eye(2).double()
+    assert spy.since() == (0, 2)
+    for method in (op.to_dense, op.diagonal, op.trace):
+        method()
+        assert spy.since() == (0, 1)
+
+
+def test_a_hessian_of_several_outputs_is_made_with_a_pass_for_each(spy: Spy) -> None:
+    op = torchjac.hessian_operator(spy.watch(curve))(X)
+    assert spy.since() == (1, 3)
+    op @ X
+    op @ X
+    assert spy.since() == (0, 3)
+
+
+def test_a_gram_matrix_takes_the_fewer_passes(spy: Spy) -> None:
+    op = torchjac.jac_operator(spy.watch(lambda x: x.sum() * torch.ones(9).double()))(X)
+    _ = op @ torch.eye(2).double(), op.T @ torch.eye(9).double()
+    spy.since()
+    op.gram("inputs")
+    assert spy.since() == (0, 2), "two columns to either side, not nine rows"
+    op.to_dense()
+    assert spy.since() == (0, 1)
+
+
+class Scaled(torch.autograd.Function):
+    """A product whose own derivative is refused."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor) -> Tensor:
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        raise NotImplementedError("no second backward")
+
+
+class NoSecondBackward(torch.autograd.Function):
+    """The square, with a forward rule and a backward that cannot be differentiated."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return Scaled.apply(cotangent, 2 * ctx.saved_tensors[0].detach())
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * tangent
+
+
+def test_forward_mode_where_there_is_no_second_backward(spy: Spy) -> None:
+    def func(x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(NoSecondBackward.apply(x), 0.5, True)
+
+    x = torch.ones(30, dtype=torch.float64)
+    op = torchjac.jac_operator(spy.watch(func))(x)
+    state = torch.get_rng_state()
+    with pytest.warns(TorchjacFallbackWarning, match="a forward pass, which evaluates func again"):
+        product = op @ x
+    assert spy.since()[0] == 2
+    assert torch.equal(torch.get_rng_state(), state), "drawn again, and the generator left alone"
+    torch.testing.assert_close(product, 2 * op.value)
+    torch.testing.assert_close(op @ x, 2 * op.value)  # said once
+    assert spy.since() == (1, 0)
+
+
+class OnlyBackward(NoSecondBackward):
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        raise NotImplementedError("no forward rule")
+
+
+def test_rows_where_there_is_no_forward_rule_either(spy: Spy) -> None:
+    op = torchjac.jac_operator(spy.watch(OnlyBackward.apply))(X)
+    with pytest.warns(TorchjacFallbackWarning, match="a plain backward pass for every row"):
+        product = op @ X
+    torch.testing.assert_close(product, 2 * X**2)
+    spy.since()
+    torch.testing.assert_close(op @ torch.eye(2).double(), torch.diag(2 * X))
+    assert spy.since() == (0, 2)
+
+
+class Hidden(torch.autograd.Function):
+    """The square, with a backward that hides from autograd: a second one finds nothing, in silence."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0].detach() * cotangent.detach()
+
+
+class Once(Hidden):
+    """Likewise; what PyTorch raises for ``once_differentiable`` does not reach who asks by cotangent."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * cotangent
+
+
+@pytest.mark.parametrize("square", [Hidden, Once])
+def test_a_second_backward_that_is_silently_wrong_is_noticed(square: Any) -> None:
+    op = torchjac.jac_operator(square.apply)(X)
+    with pytest.warns(DerivativeMismatchWarning, match="a backward pass over the backward pass"):
+        product = op @ X
+    torch.testing.assert_close(product, 2 * X**2)
+    torch.testing.assert_close(op @ torch.eye(2).double(), torch.diag(2 * X))
+
+
+def test_a_wrong_batching_rule_is_noticed() -> None:
+    """PyTorch's own, of ``cdist``; where it is right one day, nothing is said."""
+    x = torch.randn(4, 3, dtype=torch.float64)
+
+    def func(x: Tensor) -> Tensor:
+        return torch.cdist(x, x.flip(0) + 0.1)
+
+    dense = torchjac.jac(func, mode="reverse", chunk_size=1)(x).reshape(16, 12)
+    op = torchjac.jac_operator(func)(x)
+    with pytest.warns(DerivativeMismatchWarning, match="a backward pass, one column at a time"):
+        torch.testing.assert_close(op.T @ torch.eye(16).double(), dense.T)
+    torch.testing.assert_close(op.to_dense(), dense)
+
+
+def test_no_way_at_all() -> None:
+    op = torchjac.hessian_operator(lambda x: torch.cdist(x, x + 1).sum())(torch.randn(3, 2))
+    message = (
+        r"hessian_operator: PyTorch can make this product in no way \(a backward pass: .*cdist"
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        op @ torch.ones(6)
+
+
+def test_an_exception_of_a_rule_comes_out_as_it_is() -> None:
+    class OwnError(RuntimeError):
+        pass
+
+    def fail(cotangent: Tensor) -> Tensor:
+        raise OwnError
+
+    def func(x: Tensor) -> Tensor:
+        y = x * 2
+        y.register_hook(fail)
+        return y
+
+    with pytest.raises(OwnError):
+        torchjac.jac_operator(func)(X).T @ X
+
+
+def test_chunks_where_not_all_columns_fit(spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjac.planning import linearization
+
+    monkeypatch.setattr(linearization, "choose_chunk_size", lambda total, held, device: 2)
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    op = torchjac.jac_operator(spy.watch(torch.sin))(x)
+    J, weights = x.cos().diag(), x + 2
+    torch.testing.assert_close(op @ torch.eye(5).double(), J)
+    torch.testing.assert_close(op.to_dense(), J)
+    torch.testing.assert_close(op.diagonal(), x.cos())
+    spy.since()
+    torch.testing.assert_close(op.gram("inputs", weights), J.T @ weights.diag() @ J)
+    assert spy.since() == (0, 3)
+
+
+def test_nothing_of_the_callers_is_changed_and_nothing_kept() -> None:
+    x, weight = X.clone(), torch.ones(2, dtype=torch.float64, requires_grad=True)
+    op = torchjac.jac_operator(lambda x: x.mul_(2).sin() * weight)(x)
+    results = [op @ X, op.T @ X, op.to_dense(), op.gram("inputs")]
+    assert torch.equal(x, X)
+    assert not x.requires_grad
+    assert x.grad is None
+    assert weight.grad is None
+    assert all(result.requires_grad for result in results), "by the captured weight"
+    x.zero_()
+    torch.testing.assert_close(op @ X, results[0])
+    with torch.no_grad():
+        assert not (torchjac.jac_operator(lambda x: x.sin() * weight)(x) @ X).requires_grad
+    assert not (torchjac.jac_operator(torch.sin)(x) @ X).requires_grad
+
+
+class Payload:
+    pass
+
+
+class Keeps(torch.autograd.Function):
+    """The identity, with something in its node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, payload: Payload) -> Tensor:
+        ctx.payload = payload
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return cotangent, None
+
+
+@pytest.mark.parametrize("transform", [torchjac.jac_operator, torchjac.hessian_operator])
+def test_the_graph_is_freed_with_the_operator_at_once(transform: Any) -> None:
+    kept: list[weakref.ref[Payload]] = []
+
+    def func(x: Tensor) -> Tensor:
+        payload = Payload()
+        kept.append(weakref.ref(payload))
+        return (Keeps.apply(x, payload) ** 3).sum()
+
+    gc.collect()
+    gc.disable()
+    try:
+        op = transform(func)(X)
+        dropped = weakref.ref(op)
+        _ = op @ X, op @ torch.eye(2).double(), op.to_dense(), op.gram("inputs"), op.value
+        transpose = op.T
+        del op
+        assert kept[-1]() is not None, "the transpose keeps it"
+        del transpose
+        assert dropped() is None
+        assert kept[-1]() is None
+    finally:
+        gc.enable()
+
+
+def test_threads_share_an_operator() -> None:
+    x = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    errors: list[BaseException] = []
+
+    def work(op: Any, J: Tensor, gate: threading.Barrier) -> None:
+        try:
+            gate.wait()
+            for _ in range(20):
+                torch.testing.assert_close(op @ x, J @ x)
+                torch.testing.assert_close(op.T @ x, J.T @ x)
+                torch.testing.assert_close(op.to_dense(), J)
+        except BaseException as error:  # noqa: BLE001 (it must reach the main thread)
+            errors.append(error)
+
+    op, gate = torchjac.jac_operator(lambda x: x.sin() * x.sum())(x), threading.Barrier(8)
+    J = (x.cos() * x.sum()).diag() + x.sin()[:, None]
+    threads = [threading.Thread(target=work, args=(op, J, gate)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors

@@ -1,0 +1,65 @@
+"""Which inputs can share a seed of an exact contraction, found once per signature."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Sequence
+
+from torch import Tensor
+
+from torchjac.evaluation.surroundings import is_out_of_memory
+from torchjac.planning.compressed import Compression
+from torchjac.planning.problem import Problem
+from torchjac.planning.sparsity import find_pattern
+from torchjac.planning.traces import Reached
+
+__all__ = ["Colors", "find_colors"]
+
+# With fewer inputs there is little to save; with more entries, looking for them takes too long.
+_FEW, _MANY = 8, 1 << 24
+
+
+@dataclasses.dataclass
+class Colors:
+    """A colour for every input; those of one colour share a seed."""
+
+    colors: Tensor
+    compression: Compression
+    """The pattern, which knows the constants that it was found with."""
+    description: Hashable
+    """Of what the function reached when they were found; None if that cannot be told."""
+    checked: bool = False
+    """Whether a result has been compared with one from other seeds."""
+
+    def is_settled(self, reached: Reached) -> bool:
+        """Whether what was right once is right for a function that reaches so much."""
+        if self.description is None or self.compression.relies_on_constants:
+            return False
+        return reached.describe() == self.description
+
+
+def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Colors | None:
+    """Look for structure; None where it saves no pass, or cannot be seen.
+
+    A Laplacian of several outputs goes by the pattern of their Jacobian: inputs that no output depends on
+    both of have no second derivative in common.
+    """
+    n, m = sum(primal.numel() for primal in problem.primals), sum(counts)
+    if not n >= _FEW or n * max(n, m) > _MANY:
+        return None
+    together = problem.order == 2 and m != 1
+    try:
+        looked_at = dataclasses.replace(problem, order=1) if together else problem
+        pattern, constants = find_pattern(looked_at, warn=False)
+        # It loads SciPy's neighbours, which most users of other transforms do not need.
+        from torchjac.structure.conflicts import color_diagonal, color_together
+
+        colors = color_together(pattern) if together else color_diagonal(pattern)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None  # what cannot be seen through is taken to be dense
+    if int(colors.max()) + 1 >= n:
+        return None
+    compression = Compression(pattern, constants, symmetric=False, name=problem.name)
+    return Colors(colors, compression, reached.describe())

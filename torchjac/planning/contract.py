@@ -1,0 +1,307 @@
+"""From a contraction to its value: recall, choose a way, run it, fall back, check.
+
+The exact answer and an estimate are the same sums over other seeds: one for every input, or for every
+colour of a sparsity pattern, or random signs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import DerivativeMismatchWarning, TorchjacError
+from torchjac.evaluation.engines import linearize
+from torchjac.evaluation.forms import (
+    Form,
+    HessianForm,
+    JacobianForm,
+    LaplacianForm,
+    ProductForm,
+    contracted,
+)
+from torchjac.evaluation.functions import Jacobian
+from torchjac.evaluation.surroundings import (
+    Draw,
+    compiling,
+    exclusively,
+    has_values,
+    is_out_of_memory,
+)
+from torchjac.foundations.groups import GroupSeeds
+from torchjac.foundations.layout import Layout
+from torchjac.foundations.seeds import IdentitySeeds, Seeds
+from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
+from torchjac.planning.colors import find_colors
+from torchjac.planning.contraction import FORWARD_LAPLACIAN, Contraction, Remembered
+from torchjac.planning.estimates import (
+    Estimate,
+    hutch_plus_plus,
+    hutchinson,
+    random_signs,
+    samples_of_vmap,
+)
+from torchjac.planning.fallback import Refusals, warn_user
+from torchjac.planning.look import evaluate_plainly, look
+from torchjac.planning.memory import recall, remember
+from torchjac.planning.traces import KeptTrace, can_trace, keep_trace
+from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
+from torchjac.planning.witness import colors_agree, way_agrees
+
+__all__ = ["contract"]
+
+
+def contract(asked: Contraction) -> tuple[Estimate, Any]:
+    """Compute what is asked for; also say how the function's outputs go back into trees."""
+    problem = asked.problem
+    if compiling() or torch._C._len_torch_dispatch_stack():
+        return _traced(asked)
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return contract(asked)
+    # What was made in inference mode can be no part of a graph; a copy can.
+    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    layout = Layout(problem.primals)
+    signs = _signs(asked, layout)
+    key = asked.key()
+    record = recall(key)
+    assert record is None or isinstance(record, Remembered)
+    if record is not None and record.colors is not None and record.colors.compression.is_stale:
+        record = None
+    draw = Draw(problem.primals)
+    if record is None:
+        record = _first_look(asked, draw)
+        remember(key, record)
+    return _first_that_works(asked, record, layout, signs, draw), record.outcome
+
+
+def _signs(asked: Contraction, layout: Layout) -> Tensor | None:
+    """The probes of an estimate, drawn before the function draws anything."""
+    if asked.method == "exact":
+        return None
+    return random_signs(asked.num_samples, layout, asked.generator)
+
+
+def _first_look(asked: Contraction, draw: Draw) -> Remembered:
+    """See the function for the first time; what it raises here is its own and comes out as it is."""
+    problem, values = asked.problem, list[Tensor]()
+
+    def evaluate(primals: Sequence[Tensor]) -> Sequence[Tensor]:
+        values[:] = problem.function(primals)[0]
+        return values
+
+    with draw.aside():
+        counts, largest = look(evaluate, problem.primals)
+    asked.validate(values)
+    record = Remembered(counts, largest, _ways(asked, sum(counts)), outcome=problem.outcome())
+    record.shapes = [value.shape for value in values]
+    record.samples = samples_of_vmap()
+    if asked.method == "exact":
+        with draw.aside():
+            record.colors = find_colors(problem, asked.reached, counts)
+    return record
+
+
+def _ways(asked: Contraction, num_outputs: int) -> tuple[Way, ...]:
+    problem = asked.problem
+    vectorise = problem.chunk_size != 1
+    if problem.order == 1:
+        return jacobian_ways("auto", num_outputs, num_outputs, vectorise=vectorise)
+    ways = hessian_ways("auto", num_outputs, vectorise=vectorise)
+    return (FORWARD_LAPLACIAN, *ways) if asked.pushes and can_trace() else ways
+
+
+def _first_that_works(
+    asked: Contraction, record: Remembered, layout: Layout, signs: Tensor | None, draw: Draw
+) -> Estimate:
+    """Take the best way that neither PyTorch nor a check has refused, and if it is refused, the next."""
+    refusals: Refusals | None = None
+    for rank in range(record.refused, len(record.ways)):
+        way = record.ways[rank]
+        if way in record.wrong or (refusals is not None and refusals.rule_out(way)):
+            continue
+        try:
+            with exclusively(way.direction == "forward"):
+                takes = _may_take(asked, way, record, layout, draw)
+                result = _run(asked, way, record, layout, signs) if takes else None
+        except TorchjacError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            draw.again()
+            if refusals is None:
+                _blame(asked, draw)
+                refusals = Refusals(asked.problem.name, way, error)
+            else:
+                refusals.add(way, error)
+            continue
+        if result is None:
+            if way in record.wrong:
+                _warn_of_wrong(asked, way)
+            continue
+        if refusals is not None:
+            record.refused = rank
+            refusals.warn(way, signs.shape[0] if signs is not None else layout.total)
+        return _with_right_colors(asked, way, record, layout, result, draw)
+    assert refusals is not None, "the last way is what the others are compared with"
+    raise refusals.error() from refusals.first
+
+
+def _blame(asked: Contraction, draw: Draw) -> None:
+    """Evaluate the function plainly: if it raises there too, the exception is the function's own."""
+    with draw.aside():
+        evaluate_plainly(lambda primals: asked.function(primals)[0], asked.primals)
+
+
+def _may_take(asked: Contraction, way: Way, record: Remembered, layout: Layout, draw: Draw) -> bool:
+    """Whether a way can be taken here, and is right as far as a random probe can tell."""
+    known, real = way in record.checked, has_values(asked.primals)
+    if way == FORWARD_LAPLACIAN:
+        if torch._C._is_any_autocast_enabled():
+            return False  # it was not traced so
+        # Where something holds derivatives back, what the trace gives can be right for values that have
+        # been compared; of its own derivatives nothing is known.
+        if not _trace(asked, record).run.is_plain and not (real and _is_final(asked, record)):
+            return False
+    if known or not real or way == way.trusted:
+        return True
+    size = None if way.vectorised else 1
+    with draw.aside():
+        form = _form(asked, way, record)
+    if way_agrees(asked, form, layout, size, draw):
+        record.checked.add(way)
+        return True
+    record.wrong.add(way)
+    return False
+
+
+def _warn_of_wrong(asked: Contraction, way: Way) -> None:
+    warn_user(
+        f"{asked.problem.name}: {way} disagrees with plain backward passes. Either the function holds a "
+        f"derivative back, or a rule that is used is wrong: of a custom autograd.Function, or one of "
+        f"PyTorch's own. Another way is taken, here and at later calls with such arguments.",
+        DerivativeMismatchWarning,
+    )
+
+
+def _is_final(asked: Contraction, record: Remembered) -> bool:
+    """Whether nobody can differentiate the result."""
+    captured = _trace(asked, record).captured() or []
+    others = asked.problem.others()[0] if asked.problem.others else []
+    return not torch.is_grad_enabled() or not any(
+        tensor.requires_grad for tensor in (*asked.primals, *others, *captured)
+    )
+
+
+def _form(asked: Contraction, way: Way, record: Remembered) -> Form:
+    """The function, ready for seeds."""
+    problem = asked.problem
+    if way == FORWARD_LAPLACIAN:
+        trace = _trace(asked, record)
+        captured = trace.captured()
+        assert captured is not None
+        others = problem.others()[0] if problem.others else []
+        return LaplacianForm(trace.run, [*problem.primals, *others], captured)
+    if problem.order == 1:
+        return JacobianForm(linearize(problem.function, problem.primals, way.direction), asked.kind)
+    gradient = Jacobian(problem.function, "reverse", vectorise=way.vectorised)
+    engine = linearize(gradient, problem.primals, way.direction)
+    return HessianForm(engine, record.shapes, asked.kind)
+
+
+def _trace(asked: Contraction, record: Remembered) -> KeptTrace:
+    if record.trace is None or record.trace.captured() is None:
+        record.trace = keep_trace(asked.problem, asked.reached, portable=asked.portable)
+    return record.trace
+
+
+def _run(
+    asked: Contraction, way: Way, record: Remembered, layout: Layout, signs: Tensor | None
+) -> Estimate:
+    form = _form(asked, way, record)
+    if signs is None:
+        seeds = _exact_seeds(asked, record, layout)
+        return Estimate(contracted(form, seeds, _chunk_size(asked, way, record, seeds.total)))
+    size = _chunk_size(asked, way, record, len(signs))
+    if asked.method == "hutchinson":
+        return hutchinson(form, signs, layout, size, with_error=asked.return_error)
+    assert isinstance(form, ProductForm)
+    return hutch_plus_plus(form, signs, layout, size, with_error=asked.return_error)
+
+
+def _exact_seeds(asked: Contraction, record: Remembered, layout: Layout) -> Seeds:
+    colors = record.colors
+    if colors is not None and (has_values(asked.primals) or colors.is_settled(asked.reached)):
+        return GroupSeeds(layout, colors.colors)
+    if layout.total:
+        return IdentitySeeds(layout)
+    return GroupSeeds(layout, torch.empty(0, dtype=torch.int64))
+
+
+def _with_right_colors(
+    asked: Contraction,
+    way: Way,
+    record: Remembered,
+    layout: Layout,
+    result: Estimate,
+    draw: Draw,
+) -> Estimate:
+    """The result; made again with a seed for every input where the colours have turned out wrong.
+
+    They depend on numbers that the function captured, and not all can be told by a signature.
+    """
+    colors = record.colors
+    if colors is None or not has_values(asked.primals):
+        return result
+    if colors.checked and colors.is_settled(asked.reached):
+        return result
+    colors.checked = True
+    size = _chunk_size(asked, way, record, int(colors.colors.max()) + 1)
+    with draw.aside(), exclusively(way.direction == "forward"):
+        form = _form(asked, way, record)
+        if colors_agree(form, colors.colors, layout, size, result.leaves):
+            return result
+    record.colors = None
+    draw.again()
+    with exclusively(way.direction == "forward"):
+        return _run(asked, way, record, layout, None)
+
+
+def _chunk_size(asked: Contraction, way: Way, record: Remembered, total: int) -> int | None:
+    problem = asked.problem
+    if not way.vectorised:
+        return 1
+    if problem.chunk_size != "auto":
+        return problem.chunk_size
+    n, m = sum(primal.numel() for primal in problem.primals), sum(record.output_counts)
+    itemsize = max(primal.element_size() for primal in problem.primals)
+    # The shapes of a signature are those of a sample; the memory is that of all.
+    samples = samples_of_vmap()
+    largest = record.largest * samples // record.samples
+    n, m = n * samples, m * samples
+    held = bytes_per_pass(largest, n + m, itemsize)
+    if way == FORWARD_LAPLACIAN:
+        # No graph is kept: the derivatives of an operation and of the one after it, of one direction.
+        held = bytes_per_pass(largest // 2, n, itemsize)
+    elif problem.order == 2:
+        # The gradient's intermediate results too, once for every row of an inner vmap.
+        held = bytes_per_pass(2 * largest, n, itemsize) * max(m // samples, 1)
+    return choose_chunk_size(total, held, problem.primals[0].device)
+
+
+def _traced(asked: Contraction) -> tuple[Estimate, Any]:
+    """Compute under a compiler or a dispatch mode: nothing to remember, compare or fall back on."""
+    problem = asked.problem
+    layout = Layout(problem.primals)
+    signs = _signs(asked, layout)
+    values = problem.function(problem.primals)[0]
+    asked.validate(values)
+    way = Way("forward", problem.chunk_size != 1, "reverse" if problem.order == 2 else None)
+    record = Remembered((), 0, (way,), outcome=problem.outcome())
+    record.shapes = [value.shape for value in values]
+    if problem.chunk_size == "auto":
+        problem.chunk_size = None
+    return _run(asked, way, record, layout, signs), record.outcome

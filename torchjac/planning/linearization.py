@@ -1,0 +1,220 @@
+"""A function evaluated once at a point: products with its Jacobian from either side."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import UnsupportedError
+from torchjac.evaluation.engines import Engine, FlatFunction, Graph, Push, linearize
+from torchjac.evaluation.evaluator import run
+from torchjac.evaluation.graphs import describe
+from torchjac.evaluation.probes import tolerance
+from torchjac.evaluation.surroundings import (
+    Draw,
+    compiling,
+    exclusively,
+    has_values,
+    inside_transform,
+    without_transforms,
+)
+from torchjac.evaluation.transposed import transposed
+from torchjac.foundations.seeds import IdentitySeeds
+from torchjac.foundations.spaces import FlatSeeds, Space
+from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
+from torchjac.planning.product_checks import Witness, combination_agrees, random_matrix
+from torchjac.planning.routes import Agrees, Progress, Route, Rung
+
+__all__ = ["Linearization"]
+
+
+class Linearization:
+    """J and Jᵀ of a function at a point, evaluated once, as maps of flat matrices.
+
+    ==========  =================================================  =======================
+    product     ways, best first                                   evaluations of func
+    ==========  =================================================  =======================
+    Jᵀ·U        a backward pass                                    none
+    J·V         a backward pass over a recorded backward pass      none
+    ..          a forward pass                                     one
+    ..          a plain backward pass for every row                none
+    H·V         a backward pass over the gradient                  none
+    ..          a forward pass over the gradient                   one
+    ==========  =================================================  =======================
+
+    Threads may multiply at once: the graph is neither freed nor changed. Those that record the second
+    graph, or fall back, at the same time do so twice, and either is right.
+
+    Args:
+        name: the call that the user made, for messages.
+        function: what to evaluate.
+        primals: where.
+    """
+
+    def __init__(self, name: str, function: FlatFunction, primals: Sequence[Tensor]) -> None:
+        self._name, self._function, self._primals = name, function, primals
+        self._draw = None if compiling() else Draw(primals)
+        self.engine = linearize(function, primals, "reverse")
+        self.inputs, self.outputs = Space(primals), Space(self.engine.values)
+        self._across: Engine | None = None
+        self._witness: Witness | None = None
+        self._largest: int | None = None
+        self._pulled, self._pushed, self._symmetric = Progress(), Progress(), Progress()
+
+    @property
+    def keeps_graph(self) -> bool:
+        """Whether products made now are differentiable by what the function was evaluated with."""
+        return self.engine.keeps_graph and (
+            torch.is_grad_enabled() or not isinstance(self.engine, Graph)
+        )
+
+    def pull(self, matrix: Tensor) -> Tensor:
+        """Jᵀ·U, from ``(m, k)`` to ``(n, k)``."""
+        return self._along([self._back_rung], self._agrees_plainly, self._pulled, matrix)
+
+    def push(self, matrix: Tensor) -> Tensor:
+        """J·V, from ``(n, k)`` to ``(m, k)``."""
+        over = Rung("a backward pass over the backward pass", self._over)
+        rows = Rung("a plain backward pass for every row", self._by_rows)
+        rungs = [over, self._forward_rung, rows]
+        return self._along(rungs, self._agrees_with_witness, self._pushed, matrix)
+
+    def both(self, matrix: Tensor) -> Tensor:
+        """Jᵀ·V where J is known to be symmetric, so that J·V will do."""
+        rungs = [self._back_rung, self._forward_rung]
+        return self._along(rungs, self._agrees_plainly, self._symmetric, matrix)
+
+    @property
+    def _back_rung(self) -> Rung:
+        return Rung("a backward pass", self._back)
+
+    @property
+    def _forward_rung(self) -> Rung:
+        return Rung("a forward pass, which evaluates func again", self._forward)
+
+    def _along(
+        self, rungs: Sequence[Rung], agrees: Agrees, progress: Progress, matrix: Tensor
+    ) -> Tensor:
+        if compiling() and isinstance(self.engine, Graph):
+            raise UnsupportedError(
+                f"{self._name}: the operator was made outside of the function that torch.compile traces, and "
+                f"its graph cannot be traced. Make it inside, or multiply outside."
+            )
+        # Put together for each product: kept, it would be a cycle, and the graph freed late.
+        route = Route(self._name, rungs, agrees, progress)
+        if isinstance(self.engine, Graph) and "torch._dynamo" in sys.modules:
+            return _untraced()(route, matrix)
+        return route.multiply(matrix)
+
+    def chunk_size(self, columns: int) -> int:
+        """How many of so many columns go into one pass."""
+        if columns < 2 or compiling() or inside_transform():
+            return max(columns, 1)
+        if self._largest is None:
+            self._largest = describe(self.engine.values)[1]
+        spaces = (self.inputs, self.outputs)
+        itemsize = max(torch.finfo(space.dtype).bits // 8 for space in spaces)
+        held = bytes_per_pass(self._largest, sum(space.size for space in spaces), itemsize)
+        return choose_chunk_size(columns, held, self.inputs.device)
+
+    # The ways.
+
+    def _back(self, matrix: Tensor, vectorised: bool) -> Tensor:
+        size = self.chunk_size(matrix.shape[1]) if vectorised else 1
+        return _product(_as_wanted(self.engine), self.outputs, self.inputs, matrix, size)
+
+    def _over(self, matrix: Tensor, vectorised: bool) -> Tensor:
+        """By NOTE [Double backward]."""
+        size = self.chunk_size(matrix.shape[1]) if vectorised else 1
+        across = self._across or self._recorded_across()
+        return _product(_as_wanted(across), self.inputs, self.outputs, matrix, size)
+
+    def _recorded_across(self) -> Engine:
+        """The second graph, recorded from a random cotangent, so that its product is a witness."""
+        values = self.engine.values
+        if not isinstance(self.engine, Graph) or not _have_values_outside(values):
+            # Its level of torch.func, or the trace, may be gone by the next product: it is not kept.
+            return transposed(self.engine, [torch.zeros_like(value) for value in values])
+        with without_transforms():
+            cotangent = random_matrix(1, self.outputs.size, like=self.outputs)
+            seeds = [stack[0] for stack in self.outputs.split(cotangent)]
+            across = transposed(self.engine, seeds)
+            product = self.inputs.join([value.detach()[None] for value in across.values])
+            self._witness = Witness(cotangent[0], product[0])
+        self._across = across
+        return across
+
+    def _forward(self, matrix: Tensor, vectorised: bool) -> Tensor:
+        """By forward mode, at the random state of the one evaluation."""
+        size = matrix.shape[1] if vectorised else 1
+        with exclusively(), self._draw.aside() if self._draw else contextlib.nullcontext():
+            engine = Push(self._function, self._primals)
+            product = _product(engine, self.inputs, self.outputs, matrix, size)
+        _refuse_other_values(engine.values, self.engine.values)
+        return product
+
+    def _by_rows(self, matrix: Tensor, vectorised: bool) -> Tensor:
+        del vectorised
+        # [output][input] (m_o, *in_i) -> (m_o, n) -> (m, n)
+        blocks = run(_as_wanted(self.engine), IdentitySeeds(self.outputs.layout), 1)
+        return torch.cat([self.inputs.join(row) for row in blocks]).to(matrix) @ matrix
+
+    # The checks; see `Route`.
+
+    def _agrees_plainly(self, matrix: Tensor, product: Tensor, vectorised: bool) -> bool:
+        if not vectorised or matrix.shape[1] == 1:
+            return True  # plain backward passes are what everything else is held against
+        try:
+            return combination_agrees(
+                lambda one: self._back(one, False), matrix, product, self.engine.values
+            )
+        except Exception:  # noqa: BLE001 - refused, or out of memory: there is nothing to compare with
+            return True
+
+    def _agrees_with_witness(self, matrix: Tensor, product: Tensor, vectorised: bool) -> bool:
+        del vectorised
+        witness = self._witness
+        return witness is None or witness.agrees(matrix, product, self.engine.values)
+
+
+def _product(
+    engine: Engine, source: Space, target: Space, matrix: Tensor, chunk_size: int
+) -> Tensor:
+    # (size, k) -> seeds (k, size) -> products (k, *shape), leaf by leaf -> (size, k)
+    (products,) = run(engine, FlatSeeds(source, matrix.T), chunk_size)
+    return target.join(products).T
+
+
+@functools.cache
+def _untraced() -> Callable[[Route, Tensor], Tensor]:
+    """Products that torch.compile, having broken its graph at one, does not trace the inside of."""
+    multiply: Callable[[Route, Tensor], Tensor] = torch._dynamo.disable(Route.multiply)
+    return multiply
+
+
+def _have_values_outside(tensors: Sequence[Tensor]) -> bool:
+    with without_transforms():
+        return has_values(tensors)
+
+
+def _as_wanted(engine: Engine) -> Engine:
+    """Without a graph where grad mode is off, whatever it was when the function was evaluated."""
+    if isinstance(engine, Graph) and engine.keeps_graph and not torch.is_grad_enabled():
+        return engine.without_graph()
+    return engine
+
+
+def _refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Refuse a forward pass at another point: a parameter has changed, or a generator of func's own."""
+    if not has_values([*values, *first]):
+        return
+    close = tolerance([*values, *first])
+    for value, known in zip(values, first, strict=True):
+        a, b = value.detach().double(), known.detach().double()
+        if not torch.allclose(a, b, rtol=close, atol=close, equal_nan=True):
+            raise RuntimeError("func gave other values when it was evaluated again")

@@ -1,0 +1,74 @@
+"""Checks of products that nobody has the matrix of: each is held against one plain backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchjac.evaluation.probes import agree, rounding, tolerance
+from torchjac.foundations.spaces import Space
+
+__all__ = ["Witness", "combination_agrees", "random_matrix"]
+
+
+class Witness(NamedTuple):
+    """A cotangent u and p = Jᵀu from a plain backward pass: every J·v has ⟨u, J·v⟩ = ⟨p, v⟩."""
+
+    cotangent: Tensor
+    product: Tensor
+
+    def agrees(self, matrix: Tensor, product: Tensor, likes: Sequence[Tensor]) -> bool:
+        """Whether ``product`` can be J times ``matrix``, column by column.
+
+        Args:
+            matrix: V, ``(n, k)``.
+            product: of J with it, ``(m, k)``.
+            likes: values at this point; their dtypes and magnitudes say what is rounding.
+        """
+        u, p, V, Y = (_wide(t) for t in (self.cotangent, self.product, matrix, product))
+        terms = p[:, None] * V
+        squares = Y.square().sum(0) + terms.square().sum(0)
+        rtol, atol = tolerance([matrix, *likes]), rounding(likes) * _largest(V)
+        return agree(u @ Y, terms.sum(0), squares, rtol, atol)
+
+
+def combination_agrees(
+    multiply: Callable[[Tensor], Tensor],
+    matrix: Tensor,
+    product: Tensor,
+    likes: Sequence[Tensor],
+) -> bool:
+    """Whether products of many columns agree with the one of a random combination of them.
+
+    Args:
+        multiply: one trusted product, from ``(m, 1)`` to ``(n, 1)``.
+        matrix: the columns, ``(m, k)``.
+        product: of all of them, ``(n, k)``.
+        likes: as for `Witness.agrees`.
+    """
+    U, X = _wide(matrix), _wide(product)
+    weights = random_matrix(matrix.shape[1], 1, like=U)
+    expected = _wide(multiply((U @ weights).to(matrix.dtype)))
+    squares = X.square().sum(1, keepdim=True)
+    rtol, atol = tolerance([matrix, *likes]), rounding(likes) * _largest(U)
+    return agree(X @ weights, expected, squares, rtol, atol)
+
+
+def random_matrix(rows: int, columns: int, like: Tensor | Space) -> Tensor:
+    """Entries of both signs and different magnitudes, the same in every run, exact in every dtype."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    draw = torch.randint(0, 66, (rows, columns), generator=generator, device="cpu")
+    values = torch.where(draw % 2 == 0, -1.0, 1.0) * (32 + draw // 2) / 64
+    return values.to(like.device, like.dtype)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Sum half precision in single precision."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _largest(tensor: Tensor) -> float:
+    return float(tensor.abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
