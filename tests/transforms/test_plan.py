@@ -564,3 +564,9 @@ def test_threads_share_a_plan() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_an_empty_input_has_a_plan() -> None:
+    x = torch.zeros(0, 2, dtype=torch.float64)
+    plan = torchjac.jac(lambda x: x.sum(0) + 1).plan(x)
+    assert plan(x).shape == (2, 0, 2)

@@ -76,7 +76,7 @@ def run(engine: Engine, seeds: Seeds, chunk_size: int | None) -> list[list[Tenso
     Several chunks that have to be differentiable are so by NOTE [Deferred graphs].
     """
     total = seeds.total
-    size = total if chunk_size is None else min(chunk_size, total)
+    size = max(total if chunk_size is None else min(chunk_size, total), 1)
     beyond = engine.borders() if isinstance(engine, Graph) and size < total else None
     if not beyond:
         return _gather(engine, seeds, size)

@@ -114,7 +114,7 @@ def traced(
     found = []
     # All at once first: most of what identity seeds cost vanishes, and then chunks save nothing.
     for size in dict.fromkeys([chunked if problem.chunk_size != "auto" else passes, chunked]):
-        candidate = Candidate(name, way, passes, size, colored, waist)
+        candidate = Candidate(name, way, passes, max(size, 1), colored, waist)
         try:
             found.append(with_program(problem, linear, candidate))
         except UntraceableError as error:
