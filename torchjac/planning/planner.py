@@ -70,7 +70,7 @@ def captures_of(transform: Transform, args: tuple[Any, ...], kwargs: Mapping[str
     while isinstance(func, Plan):
         func = func._transform.func
     constants = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, Tensor)]
-    return Captures.of(functools.partial(func, *constants))
+    return Captures.of(functools.partial(func, *constants) if constants else func)
 
 
 def assembled(
