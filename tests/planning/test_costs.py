@@ -59,7 +59,7 @@ def counted(func, *shapes):
         (lambda x: x.view(-1).sin(), [(3, 4)], 0, 12 + 12, 2),
         (lambda x: x.max(0), [(3, 4)], 0, 12 + 4 + 4, None),
         (lambda x: x.expand(100, 10).sin(), [(10,)], 0, 1000 + 1000, 2),
-        (lambda x: (x.sin().cos()), [(10,)], 0, 40, 2),
+        (lambda x: x.sin().cos(), [(10,)], 0, 40, 2),
     ],
     ids=[
         *("sin", "twice", "add", "sum", "mm", "bmm", "addmm", "view", "view, sin", "max"),

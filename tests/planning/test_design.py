@@ -101,7 +101,7 @@ def test_verifying_evaluates_and_leaves_nothing_behind(evaluations):
         (tridiagonal, 50, {"sparsity": "detect"}, None, 3),
         (tridiagonal, 50, {"sparsity": "detect", "mode": "forward"}, "forward", 3),
         (tridiagonal, 50, {"sparsity": "detect", "mode": "reverse"}, "reverse", 3),
-        (arrow, 50, {"sparsity": "detect"}, "forward", None),
+        (arrow, 400, {"sparsity": "detect"}, "forward and reverse", 3),
         (lambda x: x.square().sum(), 50, {}, "reverse", 1),
         (lambda x: x * torch.ones(50).double(), 1, {}, "forward", 1),
         (lambda x: x[:0], 3, {}, None, 0),
