@@ -200,7 +200,8 @@ class _Rewriting:
         """A node for numbers that are known."""
         if isinstance(value, Node):
             return value
-        name = f"_entries_{len(self._graph.graph.nodes)}"
+        # Counted by the buffers, which only become more; the nodes become fewer as well.
+        name = f"_entries_{len(self._graph._buffers)}"
         self._graph.register_buffer(name, value, persistent=False)
         with self._graph.graph.inserting_before(self._before):
             node = self._graph.graph.get_attr(name)
