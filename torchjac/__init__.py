@@ -1,8 +1,9 @@
 """Exact Jacobians and Hessians of PyTorch functions: right, and as fast as the best hand-made way."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from torchjac import errors
 from torchjac.planning.operator import LinearOperator
-from torchjac.planning.plan import Plan
 from torchjac.structure.coloring import Coloring, color
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
@@ -10,9 +11,12 @@ from torchjac.transforms.contractions import divergence, hessian_diag, jac_diag,
 from torchjac.transforms.hessian import hessian
 from torchjac.transforms.jac import jac
 from torchjac.transforms.jac_of import jac_of
-from torchjac.transforms.loading import load_plan
 from torchjac.transforms.operators import hessian_operator, jac_operator
 from torchjac.transforms.sparsity import hessian_sparsity, jac_sparsity
+
+if _TYPE_CHECKING:
+    from torchjac.planning.plan import Plan
+    from torchjac.transforms.loading import load_plan
 
 __all__ = [
     "Coloring",
@@ -38,13 +42,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    # The test tools are loaded by those who use them, and by nothing else here.
-    if name == "testing":
-        import importlib
+# Loaded by those who use them: the test tools, and what takes half of all modules to import.
+_LATER = {
+    "Plan": "torchjac.planning.plan",
+    "load_plan": "torchjac.transforms.loading",
+    "testing": "torchjac.testing",
+}
 
-        return importlib.import_module("torchjac.testing")
-    raise AttributeError(f"module 'torchjac' has no attribute {name!r}")
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'torchjac' has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(_LATER[name])
+    return module if name == "testing" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

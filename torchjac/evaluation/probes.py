@@ -20,10 +20,14 @@ from torchjac.structure.blocks import SparseBlock
 __all__ = [
     "adjoint_probe",
     "agree",
+    "are_alike",
     "difference_probe",
     "forward_probe",
+    "magnitude",
+    "random_values",
     "rounding",
     "tolerance",
+    "wide",
 ]
 
 # Relative to the norm of the column that is looked at. Rounding in an ill-conditioned function stays
@@ -46,6 +50,18 @@ def tolerance(tensors: Sequence[Tensor]) -> float:
     return max(_TOLERANCES.get(tensor.dtype, 1e-1) for tensor in tensors)
 
 
+def are_alike(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether two evaluations of a function gave the same, beyond rounding.
+
+    Under autocast the dtypes of values can differ between the modes.
+    """
+    for value, other in zip(values, others, strict=True):
+        a, b, close = value.detach().double(), other.detach().double(), tolerance([value, other])
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=close, atol=close, equal_nan=True):
+            return False
+    return True
+
+
 def _random(likes: Sequence[Tensor]) -> list[Tensor]:
     """Random vectors, the same in every run, that leave the caller's generators alone.
 
@@ -54,15 +70,16 @@ def _random(likes: Sequence[Tensor]) -> list[Tensor]:
     exact in every dtype.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    vectors = []
-    for like in likes:
-        draw = torch.randint(0, 66, like.shape, generator=generator, device="cpu")
-        values = torch.where(draw % 2 == 0, -1.0, 1.0) * (32 + draw // 2) / 64
-        vectors.append(values.to(dtype=like.dtype, device=like.device))
-    return vectors
+    return [random_values(like.shape, generator).to(like) for like in likes]
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def random_values(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers of both signs and of different magnitudes, exact in every dtype; see `_random`."""
+    draw = torch.randint(0, 66, tuple(shape), generator=generator, device="cpu")
+    return torch.where(draw % 2 == 0, -1.0, 1.0) * (32 + draw // 2) / 64
+
+
+def wide(tensor: Tensor) -> Tensor:
     """Sum half precision in single precision."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
@@ -72,7 +89,7 @@ def _matrix(leaf: Tensor, output: Tensor, primal: Tensor, batched: bool) -> Tens
     first = 1 if batched else 0
     samples = output.shape[:first].numel()
     shape = (samples, output.shape[first:].numel(), primal.shape[first:].numel())
-    return _wide(leaf.detach()).reshape(shape)
+    return wide(leaf.detach()).reshape(shape)
 
 
 def _product(
@@ -91,9 +108,9 @@ def _product(
         ``(B, m)``.
     """
     if isinstance(leaf, SparseBlock):
-        values = _wide(leaf.values.detach())
+        values = wide(leaf.values.detach())
         ones = values.new_ones((output if pulled else primal).numel())
-        factors = [(values, _wide(vector).to(values.dtype).reshape(-1)), (values.square(), ones)]
+        factors = [(values, wide(vector).to(values.dtype).reshape(-1)), (values.square(), ones)]
         product, squares = [
             block.transposed_times(factor) if pulled else block.times(factor)
             for block, factor in [(leaf._replace(values=v), factor) for v, factor in factors]
@@ -102,7 +119,7 @@ def _product(
     matrix = _matrix(leaf, output, primal, batched)
     # (B, m, n) -> (B, n, m), so that the vector is always multiplied from the right
     matrix = matrix.transpose(1, 2) if pulled else matrix
-    column = _wide(vector).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
+    column = wide(vector).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
     return (matrix @ column).squeeze(2), matrix.square().sum(2)
 
 
@@ -127,7 +144,7 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor
         for row, output, cotangent in zip(leaves, outputs, cotangents, strict=True):
             product, more = _product(row[i], cotangent, output, primal, batched, pulled=True)
             got, squares = got + product, squares + more
-        expected = _wide(torch.zeros_like(primal) if pulled is None else pulled).detach()
+        expected = wide(torch.zeros_like(primal) if pulled is None else pulled).detach()
         rtol = tolerance([primal, *outputs])
         atol = rounding([*outputs, *[c for c in graph.carried if c.is_floating_point()]])
         wrong = torch.zeros((), dtype=torch.bool)
@@ -159,7 +176,7 @@ def forward_probe(
             got, squares = got + product, squares + more
         rtol = tolerance([*primals, output])
         if got.numel() and not agree(
-            got, _wide(expected).reshape(got.shape), squares, rtol, rounding(outputs)
+            got, wide(expected).reshape(got.shape), squares, rtol, rounding(outputs)
         ):
             return False
     return True
@@ -184,13 +201,14 @@ def agree(got: Tensor, expected: Tensor, squares: Tensor, rtol: float, atol: flo
 
 def rounding(outputs: Sequence[Tensor]) -> float:
     """What a derivative that is zero may be off by, because larger terms have cancelled in it."""
-    largest = max((_largest(output) for output in outputs), default=0.0)
+    largest = max((magnitude(output) for output in outputs), default=0.0)
     elements = sum(output.numel() for output in outputs)
     eps = max((torch.finfo(output.dtype).eps for output in outputs), default=0.0)
     return 16 * eps * largest * math.sqrt(elements)
 
 
-def _largest(tensor: Tensor) -> float:
+def magnitude(tensor: Tensor) -> float:
+    """The largest magnitude among the finite elements; 0 without any."""
     return float(tensor.detach().abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
 
 
@@ -212,10 +230,10 @@ def difference_probe(
     directions = _random(primals)
     values, carried = function([p.detach() for p in primals])
     width = max(torch.finfo(t.dtype).eps for t in (*primals, *values)) ** (1 / 3)
-    step = width * max(1.0, *[_largest(primal) for primal in primals])
-    center = [_wide(value.detach()) for value in values]
+    step = width * max(1.0, *[magnitude(primal) for primal in primals])
+    center = [wide(value.detach()) for value in values]
     # Terms as large as any value may have cancelled in any other.
-    size = max(_largest(value) for value in (*values, *carried) if value.is_floating_point())
+    size = max(magnitude(value) for value in (*values, *carried) if value.is_floating_point())
     coarse, _ = _difference(function, primals, directions, 2 * step, center)
     fine, doubts = _difference(function, primals, directions, step, center)
     for row, value, twice, once, doubt in zip(leaves, values, coarse, fine, doubts, strict=True):
@@ -223,11 +241,11 @@ def difference_probe(
         noise = (
             32
             * max(torch.finfo(dtype).eps for dtype in dtypes)
-            * (size + _largest(once) * step)
+            * (size + magnitude(once) * step)
             / step
         )
-        doubt = 4 * max(doubt, _largest(once - twice))
-        if doubt > max(0.5 * _largest(once), 4 * noise):
+        doubt = 4 * max(doubt, magnitude(once - twice))
+        if doubt > max(0.5 * magnitude(once), 4 * noise):
             continue
         product = torch.zeros((), device=once.device)
         squares = torch.zeros((), device=once.device)
@@ -271,8 +289,8 @@ def _difference(
     behind, _ = function([p.detach() - step * v for p, v in zip(primals, directions, strict=True)])
     quotients, doubts = [], []
     for a, b, middle in zip(ahead, behind, center, strict=True):
-        high, low = _wide(a.detach()), _wide(b.detach())
+        high, low = wide(a.detach()), wide(b.detach())
         quotients.append((high - low) / (2 * step))
         bend = high - 2 * middle + low
-        doubts.append(_largest(bend) / step if bend.isfinite().all() else 0.0)
+        doubts.append(magnitude(bend) / step if bend.isfinite().all() else 0.0)
     return quotients, doubts

@@ -26,6 +26,7 @@ __all__ = [
     "inside_vmap",
     "is_out_of_memory",
     "nothing_around",
+    "out_of_inference",
     "without_modes",
     "without_transforms",
 ]
@@ -86,6 +87,11 @@ def nothing_around() -> bool:
         and not torch._C._is_any_autocast_enabled()
         and not compiling()
     )
+
+
+def out_of_inference(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, copied where they were made in inference mode: those can be no part of a graph."""
+    return [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
 
 
 def carry_tangents(tensors: Sequence[Tensor]) -> bool:

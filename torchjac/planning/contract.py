@@ -29,6 +29,7 @@ from torchjac.evaluation.surroundings import (
     exclusively,
     has_values,
     is_out_of_memory,
+    out_of_inference,
 )
 from torchjac.foundations.groups import GroupSeeds
 from torchjac.foundations.layout import Layout
@@ -61,8 +62,7 @@ def contract(asked: Contraction) -> tuple[Estimate, Any]:
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return contract(asked)
-    # What was made in inference mode can be no part of a graph; a copy can.
-    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    problem.primals = out_of_inference(problem.primals)
     layout = Layout(problem.primals)
     signs = _signs(asked, layout)
     key = asked.key()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torchjac.planning.bindings import noun
 from torchjac.planning.candidates import Candidate
 from torchjac.structure.components import count_components
 
@@ -25,15 +26,12 @@ def explain(plan: Plan) -> str:
 def _title(plan: Plan) -> str:
     n = sum(primal.numel() for primal in plan._problem.primals)
     what = {"jac": "Jacobian", "batched_jac": "per-sample Jacobians", "hessian": "Hessian"}
-    lines = [f"Plan: {what[plan._transform.name]} of {_function(plan)} by {n:,} elements"]
+    lines = [
+        f"Plan: {what[plan._transform.name]} of {noun(plan._transform.func)} by {n:,} elements"
+    ]
     lines += [f"  {line}" for line in plan._fields.lines()]
     lines += [f"  loaded: {plan._loaded}"] if plan._loaded else []
     return "\n".join(lines)
-
-
-def _function(plan: Plan) -> str:
-    func = plan._transform.func
-    return str(getattr(func, "__name__", type(func).__name__))
 
 
 def _found(plan: Plan) -> list[str]:

@@ -9,7 +9,10 @@ import warnings
 from torchjac.errors import TorchjacFallbackWarning, UnsupportedError
 from torchjac.planning.ways import Way
 
-__all__ = ["Refusals", "warn_slower", "warn_user"]
+__all__ = ["REFUSALS", "Refusals", "reason_of", "warn_slower", "warn_user"]
+
+# What PyTorch refuses with. Any other type, a subclass included, is the function's own.
+REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -25,7 +28,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 def warn_slower(name: str, error: Exception, samples: int) -> None:
     """Say that a function cannot be batched, so that it is evaluated sample by sample."""
     warn_user(
-        f"{name}: PyTorch cannot vmap this function ({_reason(error)}). It is evaluated one sample at a "
+        f"{name}: PyTorch cannot vmap this function ({reason_of(error)}). It is evaluated one sample at a "
         f"time, here and at later calls with such arguments: {samples} evaluations instead of one. A "
         f"function that takes the whole batch (per_sample=False) avoids that.",
         TorchjacFallbackWarning,
@@ -56,7 +59,7 @@ class Refusals:
         self._refused.append((way, error))
 
     def _reasons(self) -> str:
-        return "; ".join(f"{way}: {_reason(error)}" for way, error in self._refused)
+        return "; ".join(f"{way}: {reason_of(error)}" for way, error in self._refused)
 
     def warn(self, taken: Way, passes: int) -> None:
         """Say which way was taken in the end."""
@@ -76,7 +79,7 @@ class Refusals:
         )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The first line of what PyTorch said, with the op in front where only the engine knows it."""
     text = str(error).strip().splitlines()
     line = text[0] if text else type(error).__name__

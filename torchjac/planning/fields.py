@@ -50,13 +50,6 @@ class Fields:
             for name, (_, leaves) in self._arguments.items()
         ]
 
-    @property
-    def signature(self) -> list[str]:
-        """All of it in words that can be compared later, in another process."""
-        return [
-            f"{name} {_tree(spec)}" for name, (spec, _) in self._arguments.items()
-        ] + self.lines()
-
 
 def _described(
     args: Sequence[Any], kwargs: Mapping[str, Any]

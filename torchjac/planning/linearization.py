@@ -14,7 +14,7 @@ from torchjac.errors import UnsupportedError
 from torchjac.evaluation.engines import Engine, FlatFunction, Graph, Push, linearize
 from torchjac.evaluation.evaluator import run
 from torchjac.evaluation.graphs import describe
-from torchjac.evaluation.probes import tolerance
+from torchjac.evaluation.probes import are_alike
 from torchjac.evaluation.surroundings import (
     Draw,
     compiling,
@@ -213,8 +213,5 @@ def _refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> N
     """Refuse a forward pass at another point: a parameter has changed, or a generator of func's own."""
     if not has_values([*values, *first]):
         return
-    close = tolerance([*values, *first])
-    for value, known in zip(values, first, strict=True):
-        a, b = value.detach().double(), known.detach().double()
-        if not torch.allclose(a, b, rtol=close, atol=close, equal_nan=True):
-            raise RuntimeError("func gave other values when it was evaluated again")
+    if not are_alike(values, first):
+        raise RuntimeError("func gave other values when it was evaluated again")

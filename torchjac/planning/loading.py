@@ -19,6 +19,7 @@ from torchjac.evaluation.programs.fingerprints import (
 )
 from torchjac.evaluation.programs.linear import LinearGraph
 from torchjac.evaluation.programs.tracing import UntraceableError, trace
+from torchjac.evaluation.surroundings import out_of_inference
 from torchjac.planning.candidates import linearized, with_program
 from torchjac.planning.compressed import Compression
 from torchjac.planning.design import Design
@@ -42,7 +43,7 @@ def remade(saved: Saved, transform: Transform) -> Plan:
         call, problem = transform.ask(args, kwargs)
     except TorchjacError as error:
         raise saved.refuse(f"func does not fit the saved options ({error})") from error
-    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    problem.primals = out_of_inference(problem.primals)
     _check_primals(saved, problem)
     captures = captures_of(transform, args, kwargs)
     try:

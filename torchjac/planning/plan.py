@@ -14,6 +14,7 @@ from torchjac.errors import PlanMismatchError
 from torchjac.evaluation.deferred import recomputed
 from torchjac.evaluation.programs.program import Program
 from torchjac.evaluation.surroundings import is_out_of_memory, nothing_around
+from torchjac.planning.bindings import noun
 from torchjac.planning.candidates import Candidate, inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.compiling import compiled
@@ -82,34 +83,10 @@ class Plan:
         Raises:
             PlanMismatchError: other arguments than planned for, or the function reaches other things.
         """
-        tensors = self._arguments.taken(args, kwargs)
-        if tensors is None:
-            self._refuse_others(args, kwargs)
-        if self._captures is not None and (changed := self._captures.changed()):
-            raise PlanMismatchError(
-                f"{self._name}: what func reaches is not what was planned for: {changed}. Make a new plan."
-            )
+        tensors = self._inputs(args, kwargs)
         program = self._program
-        if program is None or not nothing_around():
+        if tensors is None or program is None:
             return self._generally(args, kwargs)
-        if self._design.compression is not None and self._design.compression.is_stale:
-            raise PlanMismatchError(
-                f"{self._name}: a captured tensor whose zeros shaped the pattern was changed in place. "
-                f"Make a new plan."
-            )
-        if torch.get_default_dtype() is not program.default_dtype:
-            return self._generally(args, kwargs)
-        if tensors is None:
-            call, problem = self._transform.ask(args, kwargs)
-            tensors = inputs_of(problem)
-            self._refuse_other_parameters(call)
-        if not are_plain(tensors):
-            return self._generally(args, kwargs)
-        if not program.fits():
-            raise PlanMismatchError(
-                f"{self._name}: a tensor that func captured has another shape, dtype or device now. Make "
-                f"a new plan."
-            )
         if torch.is_grad_enabled() and (
             program.requires_grad or any(t.requires_grad for t in tensors)
         ):
@@ -121,6 +98,42 @@ class Plan:
                 raise
             return self._generally(args, kwargs)  # in chunks, and smaller ones until it fits
         return self._packed(returned)
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Sequence[Tensor] | None:
+        """What the program takes of such a call; None where the call has to do without it.
+
+        Raises:
+            PlanMismatchError: as for a call.
+        """
+        tensors = self._arguments.taken(args, kwargs)
+        if tensors is None:
+            self._refuse_others(args, kwargs)
+        if self._captures is not None and (changed := self._captures.changed()):
+            raise PlanMismatchError(
+                f"{self._name}: what func reaches is not what was planned for: {changed}. Make a new plan."
+            )
+        program = self._program
+        if program is None or not nothing_around():
+            return None
+        if self._design.compression is not None and self._design.compression.is_stale:
+            raise PlanMismatchError(
+                f"{self._name}: a captured tensor whose zeros shaped the pattern was changed in place. "
+                f"Make a new plan."
+            )
+        if torch.get_default_dtype() is not program.default_dtype:
+            return None
+        if tensors is None:
+            call, problem = self._transform.ask(args, kwargs)
+            tensors = inputs_of(problem)
+            self._refuse_other_parameters(call)
+        if not are_plain(tensors):
+            return None
+        if not program.fits():
+            raise PlanMismatchError(
+                f"{self._name}: a tensor that func captured has another shape, dtype or device now. Make "
+                f"a new plan."
+            )
+        return tensors
 
     def verify(self, *args: Any, **kwargs: Any) -> bool:
         """Compare the plan's derivative with products that share nothing with how it was made.
@@ -210,8 +223,7 @@ class Plan:
 
     @property
     def _name(self) -> str:
-        func = self._transform.func
-        return f"{self._transform.name}({getattr(func, '__name__', type(func).__name__)})"
+        return f"{self._transform.name}({noun(self._transform.func)})"
 
     def _refuse_others(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         found = self._fields.differences(args, kwargs)
@@ -224,11 +236,10 @@ class Plan:
 
     def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Answer:
         """What a call finds, before it is put into trees and layouts."""
-        if self._program is None or not nothing_around():
+        tensors = self._inputs(args, kwargs)
+        if tensors is None or self._program is None:
             return self._solved(args, kwargs)[1]
-        self._refuse_others(args, kwargs)
-        inputs = inputs_of(self._transform.ask(args, kwargs)[1])
-        return self._answer(self._program(*self._arguments.laid_out(inputs)))
+        return self._answer(self._program(*self._arguments.laid_out(tensors)))
 
     def _refuse_other_parameters(self, call: Any) -> None:
         """With ``argnums="params"``: those that require grad are a part of the signature."""

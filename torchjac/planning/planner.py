@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchjac.errors import DerivativeMismatchWarning, PlanError, SparsityMismatchError
-from torchjac.evaluation.probes import tolerance
+from torchjac.evaluation.probes import are_alike
 from torchjac.evaluation.programs.tracing import UntraceableError
-from torchjac.evaluation.surroundings import Draw, has_values, nothing_around
+from torchjac.evaluation.surroundings import Draw, has_values, nothing_around, out_of_inference
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.attempt import attempt
 from torchjac.planning.candidates import inputs_of
@@ -48,7 +48,7 @@ def make_plan(
             f"dispatch mode. Make it outside, and call it there; or call the transform itself."
         )
     call, problem = transform.ask(args, kwargs)
-    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    problem.primals = out_of_inference(problem.primals)
     captures = captures_of(transform, args, kwargs)
     draw = Draw(problem.primals)
     record = first_look(problem, draw)
@@ -163,7 +163,7 @@ def _try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> Non
         answer.values, answer.carried = found.linear.at(tensors).evaluated()
     with draw.aside():
         values = evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
-    if not _alike(answer.values, values):
+    if not are_alike(answer.values, values):
         raise UntraceableError(
             "func gave other values than its trace, so it depends on something that is not an argument: "
             "a state, the time, a generator of its own"
@@ -181,14 +181,6 @@ def _try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> Non
         ) from error
     if kept is not answer:
         raise UntraceableError("the traced derivative disagreed with plain backward passes")
-
-
-def _alike(got: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    for one, other in zip(got, expected, strict=True):
-        a, b, close = one.detach().double(), other.detach().double(), tolerance([one, other])
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=close, atol=close, equal_nan=True):
-            return False
-    return True
 
 
 def _is_bare(transform: Transform, call: Any, problem: Problem, found: Design) -> bool:

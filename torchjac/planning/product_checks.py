@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.probes import agree, rounding, tolerance
+from torchjac.evaluation.probes import agree, magnitude, random_values, rounding, tolerance, wide
 from torchjac.foundations.spaces import Space
 
 __all__ = ["Witness", "combination_agrees", "random_matrix"]
@@ -31,7 +31,7 @@ class Witness(NamedTuple):
         u, p, V, Y = (_wide(t) for t in (self.cotangent, self.product, matrix, product))
         terms = p[:, None] * V
         squares = Y.square().sum(0) + terms.square().sum(0)
-        rtol, atol = tolerance([matrix, *likes]), rounding(likes) * _largest(V)
+        rtol, atol = tolerance([matrix, *likes]), rounding(likes) * magnitude(V)
         return agree(u @ Y, terms.sum(0), squares, rtol, atol)
 
 
@@ -53,22 +53,15 @@ def combination_agrees(
     weights = random_matrix(matrix.shape[1], 1, like=U)
     expected = _wide(multiply((U @ weights).to(matrix.dtype)))
     squares = X.square().sum(1, keepdim=True)
-    rtol, atol = tolerance([matrix, *likes]), rounding(likes) * _largest(U)
+    rtol, atol = tolerance([matrix, *likes]), rounding(likes) * magnitude(U)
     return agree(X @ weights, expected, squares, rtol, atol)
 
 
 def random_matrix(rows: int, columns: int, like: Tensor | Space) -> Tensor:
-    """Entries of both signs and different magnitudes, the same in every run, exact in every dtype."""
+    """The same in every run, and in every dtype."""
     generator = torch.Generator("cpu").manual_seed(0)
-    draw = torch.randint(0, 66, (rows, columns), generator=generator, device="cpu")
-    values = torch.where(draw % 2 == 0, -1.0, 1.0) * (32 + draw // 2) / 64
-    return values.to(like.device, like.dtype)
+    return random_values((rows, columns), generator).to(like.device, like.dtype)
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Sum half precision in single precision."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
+    return wide(tensor.detach())

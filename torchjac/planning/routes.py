@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjac.errors import DerivativeMismatchWarning, TorchjacFallbackWarning, UnsupportedError
 from torchjac.evaluation.probes import tolerance
 from torchjac.evaluation.surroundings import compiling, has_values, is_out_of_memory
-from torchjac.planning.fallback import warn_user
+from torchjac.planning.fallback import REFUSALS, reason_of, warn_user
 
 __all__ = ["Agrees", "Multiply", "Progress", "Route", "Rung"]
 
@@ -19,9 +19,6 @@ Multiply: TypeAlias = Callable[[Tensor, bool], Tensor]
 """From a matrix with k columns to its product, with the columns vmapped or one after another."""
 Agrees: TypeAlias = Callable[[Tensor, Tensor, bool], bool]
 """Whether a product of a matrix, with its columns vmapped or not, agrees with a trusted pass."""
-
-# What PyTorch refuses with. Any other type, a subclass included, is the function's own.
-_REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
 
 
 class Rung(NamedTuple):
@@ -96,7 +93,7 @@ class Route:
             try:
                 return at, rung.multiply(matrix, vectorised), refused
             except Exception as error:
-                if is_out_of_memory(error) or type(error) not in _REFUSALS:
+                if is_out_of_memory(error) or type(error) not in REFUSALS:
                     raise
                 refused.append((at, error))
         reasons = self._reasons(refused)
@@ -140,7 +137,7 @@ class Route:
         return at, product
 
     def _reasons(self, refused: Sequence[tuple[int, Exception]]) -> str:
-        return "; ".join(f"{self._steps[at]}: {_reason(error)}" for at, error in refused)
+        return "; ".join(f"{self._steps[at]}: {reason_of(error)}" for at, error in refused)
 
     def _warn(self, refused: Sequence[tuple[int, Exception]], at: int) -> None:
         warn_user(
@@ -148,14 +145,6 @@ class Route:
             f"this operator: {self._steps[at]}.",
             TorchjacFallbackWarning,
         )
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what PyTorch said, with the op in front where only the engine knows it."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    line = line if len(line) <= 160 else line[:157] + "..."
-    op = getattr(error, "torchjac_op", None)
-    return f"{op}: {line}" if op else line
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from torchjac.foundations.pytree import flatten
 
-__all__ = ["Search", "of_arguments", "of_function"]
+__all__ = ["Identity", "Search", "of_arguments", "of_function"]
 
 # What a closure holds beside functions and modules are values, and values do not change which code
 # runs; these do, because they are how switches are written.
@@ -32,7 +32,7 @@ _UNCHANGING = frozenset({"builtins", "functools", "math", "operator", "torch", "
 _VALUES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, types.ModuleType})
 
 
-class _Identity:
+class Identity:
     """An object told apart by identity and held weakly: once it is gone it equals nothing."""
 
     __slots__ = ("_hash", "_ref")
@@ -46,7 +46,7 @@ class _Identity:
 
     def __eq__(self, other: object) -> bool:
         subject = self._ref()
-        return isinstance(other, _Identity) and subject is not None and subject is other._ref()
+        return isinstance(other, Identity) and subject is not None and subject is other._ref()
 
 
 class Search:
@@ -121,7 +121,7 @@ def _describe(subject: Any, search: Search) -> Any:
 
 def _describe_value(subject: Any) -> Any:
     if isinstance(subject, torch.Tensor):
-        return type(subject) if subject.requires_grad else _Identity(subject)
+        return type(subject) if subject.requires_grad else Identity(subject)
     return (type(subject), subject) if isinstance(subject, (int, float)) else type(subject)
 
 
@@ -130,7 +130,7 @@ def _describe_module(module: torch.nn.Module, search: Search) -> Any:
     # Training mode changes what runs: batch norm couples the samples, dropout draws.
     training = [module.training for module in module.modules()]
     held = [_describe_value(buffer) for buffer in module.buffers()] if search.values else ()
-    return (_Identity(module), *training, *held)
+    return (Identity(module), *training, *held)
 
 
 def _matters(part: Any, search: Search) -> bool:
@@ -148,7 +148,7 @@ def _describe_object(subject: Any, search: Search) -> Any:
     if not callable(subject):
         return (kind, *parts)
     try:
-        return (_Identity(subject), *parts)
+        return (Identity(subject), *parts)
     except TypeError:  # no weak references to it: a built-in, or a class with slots
         return (kind, getattr(subject, "__qualname__", None))
 

@@ -19,9 +19,10 @@ from torchjac.evaluation.surroundings import (
     inside_transform,
     inside_vmap,
     is_out_of_memory,
+    out_of_inference,
 )
 from torchjac.planning.attempt import attempt, read_off, to_check
-from torchjac.planning.fallback import Refusals, warn_slower
+from torchjac.planning.fallback import REFUSALS, Refusals, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
@@ -31,9 +32,6 @@ from torchjac.planning.ways import Way
 
 __all__ = ["first_look", "solve"]
 
-# What PyTorch refuses with. Any other type, a subclass included, is the function's own.
-_REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
-
 
 def solve(problem: Problem) -> Answer:
     """Compute what ``problem`` asks for."""
@@ -42,8 +40,7 @@ def solve(problem: Problem) -> Answer:
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return solve(problem)
-    # What was made in inference mode can be no part of a graph; a copy can.
-    problem.primals = [p.clone() if p.is_inference() else p for p in problem.primals]
+    problem.primals = out_of_inference(problem.primals)
     if problem.layout is not torch.strided and inside_transform():
         _refuse_layout(problem)
     key = problem.signature()
@@ -117,7 +114,7 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         raise
     except Exception as error:
         # Whatever PyTorch, or a rule of the user's, raises under a transform.
-        if is_out_of_memory(error) or type(error) not in _REFUSALS:
+        if is_out_of_memory(error) or type(error) not in REFUSALS:
             raise
         _blame(problem)
         return _fall_back(problem, record, draw, Refusals(problem.name, way, error))

@@ -27,6 +27,7 @@ from torchjac.evaluation.surroundings import (
     Draw,
     exclusively,
     is_out_of_memory,
+    out_of_inference,
     without_modes,
     without_transforms,
 )
@@ -88,7 +89,7 @@ def find_pattern(
 
     function = _differentiated(problem, problem.function)
     with torch.inference_mode(False), Draw(problem.primals).aside():
-        here = [p.clone() if p.is_inference() else p for p in problem.primals]
+        here = out_of_inference(problem.primals)
         outputs = evaluate_plainly(lambda primals: function(primals)[0], here)
     others, substituted = problem.others() if problem.others else ([], None)
     sides = [Layout(leaves).kinds for leaves in (problem.primals, outputs, others)]

@@ -17,6 +17,7 @@ from torchjac.foundations.layout import Layout
 from torchjac.planning.bindings import CONSTANTS
 from torchjac.planning.captures import Captures
 from torchjac.planning.problem import Problem
+from torchjac.planning.signature import Identity
 
 __all__ = ["KeptTrace", "Reached", "can_trace", "keep_trace"]
 
@@ -98,23 +99,6 @@ class _Description:
         return isinstance(other, _Description) and self._parts == other._parts
 
 
-class _Same:
-    """An object told apart by identity and held weakly: once it is gone it equals nothing."""
-
-    __slots__ = ("_hash", "_ref")
-
-    def __init__(self, subject: Any) -> None:
-        self._ref = weakref.ref(subject)
-        self._hash = id(subject)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        subject = self._ref()
-        return isinstance(other, _Same) and subject is not None and subject is other._ref()
-
-
 def _weakly(value: Any) -> Hashable:
     if isinstance(value, CONSTANTS):
         return (type(value), repr(value))
@@ -125,7 +109,7 @@ def _weakly(value: Any) -> Hashable:
     if isinstance(value, (list, dict, set, torch.Size)):
         return type(value)  # likewise its items
     try:
-        return _Same(value)
+        return Identity(value)
     except TypeError:  # no weak references to it
         name = getattr(value, "__qualname__", None)
         return (type(value), name) if name else object()  # equal to nothing else

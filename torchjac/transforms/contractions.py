@@ -16,9 +16,8 @@ from torchjac.foundations.pytree import flatten
 from torchjac.planning.bindings import CONSTANTS
 from torchjac.planning.contract import contract
 from torchjac.planning.contraction import Contraction
-from torchjac.planning.problem import Problem
 from torchjac.planning.traces import Reached
-from torchjac.transforms.call import Call, Outcome
+from torchjac.transforms.call import Call, Outcome, asks
 from torchjac.transforms.options import Argnums, ChunkSize, Options, check_choice
 from torchjac.transforms.transformed import like_func
 
@@ -290,22 +289,11 @@ def _contraction(
     # With the sparsity to be detected, numbers that the function captured belong to its signature.
     options = Options.checked(how.name, func, argnums, chunk_size=chunk_size, sparsity="detect")
     how.check(kind)
-    reached = Reached(func)
+    reached, ask = Reached(func), asks(options, func, order)
 
     @like_func(func)
     def contracted(*args: Any, **kwargs: Any) -> Any:
-        call = Call(options, func, args, kwargs)
-        problem = Problem(
-            name=how.name,
-            function=call,
-            primals=call.primals,
-            signature=call.signature,
-            outcome=lambda: call.outcome,
-            order=order,
-            chunk_size=chunk_size,
-            others=call.others,
-            is_sure=lambda: call.is_sure,
-        )
+        call, problem = ask(args, kwargs)
         asked = Contraction(
             problem,
             kind,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.gradients import Gradients
-from torchjac.evaluation.surroundings import compiling
+from torchjac.evaluation.surroundings import compiling, out_of_inference
 from torchjac.foundations.spaces import Trees
 from torchjac.planning.linearization import Linearization
 from torchjac.planning.operator import JacobianOperator, LinearOperator, SymmetricOperator
@@ -138,9 +138,7 @@ def _maker(
             with torch.inference_mode(False), torch.no_grad():
                 outside: LinearOperator = operator(*args, **kwargs)
                 return outside
-        # What was made in inference mode can be no part of a graph; a copy can.
-        primals = [p.clone() if p.is_inference() else p for p in call.primals]
-        return make(call, primals)
+        return make(call, out_of_inference(call.primals))
 
     return operator
 

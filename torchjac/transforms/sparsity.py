@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torchjac.planning.problem import Problem
 from torchjac.planning.sparsity import find_pattern
 from torchjac.structure.pattern import SparsityPattern
-from torchjac.transforms.call import Call
+from torchjac.transforms.call import asks
 from torchjac.transforms.options import Argnums, Options
 from torchjac.transforms.transformed import like_func
 
@@ -86,12 +85,10 @@ def hessian_sparsity(
 def _finder(
     name: str, func: Callable[..., Any], argnums: Argnums, order: int
 ) -> Callable[..., SparsityPattern]:
-    options = Options.checked(name, func, argnums)
+    ask = asks(Options.checked(name, func, argnums), func, order)
 
     @like_func(func)
     def pattern(*args: Any, **kwargs: Any) -> SparsityPattern:
-        call = Call(options, func, args, kwargs)
-        problem = Problem(name, call, call.primals, call.signature, others=call.others, order=order)
-        return find_pattern(problem)[0]
+        return find_pattern(ask(args, kwargs)[1])[0]
 
     return pattern

@@ -21,17 +21,13 @@ from torch.fx.node import map_aggregate, map_arg
 
 from torchjac.evaluation.programs.jets import Jet, elementwise, general, linear, product, total
 from torchjac.evaluation.programs.linearity import INDEPENDENT, factors_of, is_elementwise
+from torchjac.evaluation.programs.tracing import for_any_strides
 from torchjac.foundations.layout import Layout
 
 __all__ = ["ForwardLaplacian", "RefusedError"]
 
 aten = torch.ops.aten
 
-# Under vmap the strides are others than those that were traced.
-_WITHOUT_STRIDES = {
-    aten.view.default: aten.reshape.default,
-    aten._unsafe_view.default: aten.reshape.default,
-}
 _SIGNS = {aten.add: 1.0, aten.sub: -1.0}
 
 Place: TypeAlias = "tuple[int, int | None]"
@@ -109,7 +105,7 @@ class ForwardLaplacian:
         if node.target is operator.getitem:
             return args[0][args[1]]
         places = list(_jets(args))
-        target: Any = _WITHOUT_STRIDES.get(node.target, node.target)  # type: ignore[call-overload]
+        target = for_any_strides(node.target)
         plain = map_aggregate(args, _value)
         value = target(*plain, **kwargs)
         if not places or node not in self._active:

@@ -27,7 +27,12 @@ from torch.fx.node import map_arg
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, linearize
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.seedwise import is_linear
-from torchjac.evaluation.programs.tracing import UntraceableError, as_functional, trace
+from torchjac.evaluation.programs.tracing import (
+    UntraceableError,
+    as_functional,
+    for_any_strides,
+    trace,
+)
 from torchjac.foundations.seeds import Chunk
 
 __all__ = ["LinearGraph", "Point", "linear_graph"]
@@ -219,17 +224,9 @@ def _like(node: Node) -> Tensor:
     return value
 
 
-aten = torch.ops.aten
-# Under vmap the strides are others than those that were traced.
-_WITHOUT_STRIDES = {
-    aten.view.default: aten.reshape.default,
-    aten._unsafe_view.default: aten.reshape.default,
-}
-
-
 def _result(node: Node, env: dict[Node, Any]) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-    target: Any = _WITHOUT_STRIDES.get(node.target, node.target)  # type: ignore[call-overload]
+    target = for_any_strides(node.target)
     return target(*args, **kwargs)
 
 

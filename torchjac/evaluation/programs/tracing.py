@@ -26,10 +26,16 @@ __all__ = [
     "captured_tensors",
     "dense_stride",
     "draws_random_numbers",
+    "for_any_strides",
     "trace",
 ]
 
 TensorFunction: TypeAlias = Callable[..., Any]
+
+_WITHOUT_STRIDES = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
 
 # They update what they are given without saying so in their schema, where they are told to train.
 _UPDATES_UNSEEN = {
@@ -170,6 +176,11 @@ def _reason(error: Exception) -> str:
     if type(error).__name__ in ("GuardOnDataDependentSymNode", "UserError"):
         return f"it looks at values ({line[:120]})"
     return f"{type(error).__name__}: {line[:160]}"
+
+
+def for_any_strides(target: Any) -> Any:
+    """The operation to run for ``target`` under vmap, where strides are others than those traced."""
+    return _WITHOUT_STRIDES.get(target, target)
 
 
 def captured_tensors(graph: GraphModule) -> dict[str, Tensor]:
