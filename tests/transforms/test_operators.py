@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import torchjac
 from tests.cases import CASES, Case
+from tests.trees import pairs
 from torchjac.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -32,13 +33,7 @@ DTYPES = st.sampled_from([torch.float64, torch.float32])
 
 
 def assert_same(got: Any, expected: Any) -> None:
-    got_leaves, got_spec = flatten(got)
-    expected_leaves, expected_spec = flatten(expected)
-    assert got_spec == expected_spec
-    for one, other in zip(got_leaves, expected_leaves, strict=True):
-        if other is None:
-            assert one is None
-            continue
+    for one, other in pairs(got, expected):
         rtol, atol = CLOSE.get(other.dtype, (0, 0))
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol * max(1, scale_of(other)))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import torchjac
+from tests.trees import pairs
 from torchjac.foundations.pytree import flatten, map_tree
 from torchjac.testing import check_hessian, check_jac, strategies
 from torchjac.testing.programs import Program, TensorSpec
@@ -26,14 +27,8 @@ pytestmark = [
 
 
 def assert_same(got: Any, expected: Any) -> None:
-    got_leaves, got_spec = flatten(got)
-    expected_leaves, expected_spec = flatten(expected)
-    assert got_spec == expected_spec
-    for one, other in zip(got_leaves, expected_leaves, strict=True):
-        if other is None:
-            assert one is None
-        else:
-            torch.testing.assert_close(one, other, **CLOSE)
+    for one, other in pairs(got, expected):
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @given(strategies.programs_with_arguments(other_outputs=True), CHUNKS)
