@@ -419,6 +419,12 @@ def captured_values() -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], Tens
         "arange": (two, lambda x, held: x[torch.arange(0, held).long()]),
         "alpha": (two, lambda x, held: torch.add(x * x, x, alpha=held)),
         "split": (whole, lambda x, held: x.split([held, 4 - held])[0] * 1),
+        "shifted": (two, lambda x, held: x * (held + 1).item()),
+        "converted": (two, lambda x, held: x * held.int().item()),
+        "row": (two, lambda x, held: x.square()[held.long()]),
+        "list": (two, lambda x, held: x * torch.tensor([held] * 4)),
+        "new list": (two, lambda x, held: x * x.new_tensor([held] * 4)),
+        "allclose": (two, lambda x, held: x * torch.allclose(held, torch.tensor(2.0).double())),
         "repr": (two, lambda x, held: x * float(f"{held:.3f}")),
         # These are about the tensor, and stay in the graph.
         "power": (two, lambda x, held: x.abs() ** held),
@@ -426,6 +432,9 @@ def captured_values() -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], Tens
         "gather": (whole, lambda x, held: x.gather(0, held.reshape(1))),
         "detach": (numbers, lambda x, held: x * held.detach()),
         "data": (numbers, lambda x, held: x * held.data),
+        "cast": (numbers, lambda x, held: x * held.float()),
+        "rows": (numbers, lambda x, held: x.square()[held.long() % 4]),
+        "write": (two, lambda x, held: (x * x).index_fill(0, torch.tensor([1]), held)),
         "copy": (numbers, lambda x, held: x * torch.as_tensor(held)),
         "derived": (numbers, lambda x, held: x * (held * 2)),
         "shared": (numbers, lambda x, held: x * torch.from_dlpack(held)),
@@ -688,6 +697,30 @@ def test_what_a_function_raises_later_comes_out() -> None:
     broken.append(1)
     with pytest.raises(OwnError):
         plan(X)
+
+
+def test_verifying_in_inference_mode_and_not_in_a_transform() -> None:
+    plan = torchjac.jac(torch.sin).plan(X)
+    with torch.inference_mode():
+        assert plan.verify(X)
+    with pytest.raises(TorchjacError):
+        torch.func.vmap(lambda x: x * plan.verify(x))(X[None])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torchjac.jac(lambda x: x.softmax(0).sum()),
+        torchjac.jac(torch.abs),
+        torchjac.jac(torch.sqrt),
+        torchjac.jac(lambda x: (1e6 * x) ** 3),
+        torchjac.jac(lambda x: (1e-9 * x) ** 3),
+    ],
+    ids=["zero", "kink", "infinite", "large", "tiny"],
+)
+def test_verifying_raises_no_false_alarm(transform: Any) -> None:
+    for x in (X.abs(), torch.zeros(4).double()):
+        assert transform.plan(x).verify(x)
 
 
 def test_nothing_of_the_callers_is_changed() -> None:

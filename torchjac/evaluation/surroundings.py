@@ -24,6 +24,7 @@ __all__ = [
     "has_values",
     "inside_transform",
     "inside_vmap",
+    "is_fake",
     "is_out_of_memory",
     "nothing_around",
     "out_of_inference",
@@ -89,6 +90,11 @@ def nothing_around() -> bool:
     )
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no values, being part of a trace."""
+    return hasattr(tensor, "fake_mode")
+
+
 def out_of_inference(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors, copied where they were made in inference mode: those can be no part of a graph."""
     return [tensor.clone() if tensor.is_inference() else tensor for tensor in tensors]
@@ -107,7 +113,7 @@ def has_values(tensors: Sequence[Tensor]) -> bool:
         return False
     if carry_tangents(tensors):
         return False
-    return not any(tensor.is_meta or hasattr(tensor, "fake_mode") for tensor in tensors)
+    return not any(tensor.is_meta or is_fake(tensor) for tensor in tensors)
 
 
 # PyTorch's forward-mode levels and `functional_call` are global to the process: two threads inside

@@ -10,7 +10,7 @@ import torch
 
 from torchjac.errors import PlanError
 from torchjac.evaluation.probes import adjoint_probe, difference_probe, forward_probe
-from torchjac.evaluation.surroundings import Draw
+from torchjac.evaluation.surroundings import Draw, has_values, out_of_inference
 from torchjac.planning.verify import recorded, trusted_function
 
 if TYPE_CHECKING:
@@ -21,8 +21,18 @@ __all__ = ["verify"]
 
 def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Compare, or raise `PlanError`."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            verify(plan, args, kwargs)
+        return
     _, problem = plan._transform.ask(args, kwargs)
-    problem = dataclasses.replace(problem, primals=[p.detach() for p in problem.primals])
+    if not has_values(problem.primals):
+        raise PlanError(
+            f"{plan._name}.verify: there are no values to compare on fake tensors, nor within vmap, grad, "
+            f"torch.compile or a dispatch mode. Verify outside."
+        )
+    primals = [primal.detach() for primal in out_of_inference(problem.primals)]
+    problem = dataclasses.replace(problem, primals=primals)
     draw = Draw(problem.primals)
     with draw.aside(), torch.no_grad():
         answer = plan.answer(args, kwargs)

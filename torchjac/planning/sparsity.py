@@ -26,6 +26,7 @@ from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.surroundings import (
     Draw,
     exclusively,
+    is_fake,
     is_out_of_memory,
     out_of_inference,
     without_modes,
@@ -46,8 +47,7 @@ __all__ = ["compress", "find_pattern"]
 
 def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
     """Take the pattern that was given, or find it, and refuse one that cannot be the derivative's."""
-    fake = any(hasattr(primal, "fake_mode") for primal in problem.primals)
-    if fake and not torch._C._len_torch_dispatch_stack():
+    if any(map(is_fake, problem.primals)) and not torch._C._len_torch_dispatch_stack():
         # Seeds are real tensors, and PyTorch is left in disorder by a backward pass that mixes the two.
         raise ArgumentTypeError(
             f"{problem.name}(sparsity=...): got a fake tensor outside of its FakeTensorMode. Make the call "

@@ -18,7 +18,8 @@ from torch.fx import GraphModule, Node
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchjac.evaluation.surroundings import exclusively, without_transforms
+from torchjac.evaluation.surroundings import exclusively, is_fake, without_transforms
+from torchjac.foundations.pytree import flatten
 
 __all__ = [
     "UntraceableError",
@@ -68,7 +69,7 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def watched(*tensors: Tensor) -> Any:
-        with _Watched(), _NoWayOut():  # type: ignore[no-untyped-call]
+        with _Watched(), _NoWayOut():
             return function(*tensors)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -107,8 +108,13 @@ _CAPTURED = "it looks at values of a captured tensor"
 class _Watched(TorchDispatchMode):
     """Makes zeros in earnest of those that autograd invents: as fake tensors these lose their device.
 
-    A captured tensor has values, and those would be written into the graph.
+    A captured tensor has values, and fake tensors made of a single one remember them: what looks at them
+    would write them into the graph.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._of_captured: dict[int, Tensor] = {}  # kept alive, so that their ids stay taken
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -116,9 +122,30 @@ class _Watched(TorchDispatchMode):
         del types
         if func is torch.ops.aten._efficientzerotensor.default:
             func = torch.ops.aten.zeros.default
-        if func is torch.ops.aten._local_scalar_dense.default and not hasattr(args[0], "fake_mode"):
+        operands = _tensors((args, kwargs))
+        # A literal of the function's own is lifted into the trace, and never changes.
+        captured = func not in _LIFTS and any(map(self._is_of_captured, operands))
+        looks = captured and torch.Tag.data_dependent_output in func.tags
+        if looks and all(map(_remembers_values, operands)):
             raise UntraceableError(_CAPTURED)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if captured:
+            self._of_captured.update({id(t): t for t in _tensors(result)})
+        return result
+
+    def _is_of_captured(self, tensor: Tensor) -> bool:
+        return not is_fake(tensor) or id(tensor) in self._of_captured
+
+
+def _remembers_values(tensor: Tensor) -> bool:
+    return not is_fake(tensor) or getattr(tensor, "constant", None) is not None
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in flatten(tree)[0] if isinstance(leaf, Tensor)]
+
+
+_LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
 
 
 class _NoWayOut(TorchFunctionMode):
@@ -128,11 +155,15 @@ class _NoWayOut(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         del types
-        if func in _WAYS_OUT and not hasattr(args[0], "fake_mode"):
+        # Lists of tensors are read where nothing is dispatched.
+        lists = [a for a in args if isinstance(a, (list, tuple))] if func in _FROM_LISTS else []
+        read = args[:1] if func in _WAYS_OUT else lists
+        if not all(map(is_fake, _tensors(read))):
             raise UntraceableError(_CAPTURED)
         return func(*args, **(kwargs or {}))
 
 
+_FROM_LISTS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
 _WAYS_OUT = {
     getattr(Tensor, name)
     for name in ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
@@ -149,7 +180,7 @@ def _complete(graph: GraphModule, mode: Any) -> None:
     """Give the captured tensors of a graph the fake values that all other nodes have."""
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            if hasattr(getattr(graph, node.target), "fake_mode"):
+            if is_fake(getattr(graph, node.target)):
                 raise UntraceableError(
                     "it takes tensors where a trace cannot follow, to another thread"
                 )

@@ -1,0 +1,125 @@
+"""A compiled plan is the plan: the same numbers, the same refusals, what it captured seen alive."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import torchjac
+from torchjac.errors import PlanMismatchError, UnsupportedError
+from torchjac.evaluation.programs import compiled as compiled_programs
+
+pytestmark = [
+    pytest.mark.skipif(not compiled_programs._supported(), reason="Inductor of PyTorch 2.4"),
+    pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"),
+    # PyTorch's compiler warns of its own parts.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+        self.register_buffer("shift", torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x):
+        return (self.layer(x) + self.shift).tanh() * x[0]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    net = Net()
+    transform = torchjac.jac(net, return_value=True)
+    plan = transform.plan(torch.ones(4).double())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above, which does not reach here
+        return net, transform, plan.compile()
+
+
+def test_it_is_the_derivative_whatever_the_strides(compiled):
+    _, transform, plan = compiled
+    numbers = torch.randn(8).double()
+    for x in (numbers[:4], numbers[::2], numbers[4:], numbers[:1].expand(4)):
+        torch.testing.assert_close(plan(x), transform(x))
+    assert plan.verify(numbers[:4])
+    assert plan.compile() is plan
+    assert "compiled" in str(plan)
+    assert "compiled" in repr(plan)
+
+
+def test_writes_are_seen_and_other_tensors_refused(compiled):
+    net, transform, plan = compiled
+    x = torch.randn(4).double()
+    with torch.no_grad():
+        net.layer.weight.mul_(2)
+        net.shift.add_(1)
+    net.layer.bias.data = torch.randn(3).double()
+    torch.testing.assert_close(plan(x), transform(x))
+    with pytest.raises(PlanMismatchError, match="shape"):
+        plan(x[:3])
+    kept, net.shift = net.shift, torch.zeros(3).double()
+    with pytest.raises(PlanMismatchError, match="shift is another tensor now"):
+        plan(x)
+    net.shift = kept
+    net.layer.float()
+    with pytest.raises(PlanMismatchError, match="another shape, dtype or device"):
+        plan(x)
+    net.layer.double()
+    torch.testing.assert_close(plan(x), transform(x), rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_differentiable_and_composes(compiled):
+    net, transform, plan = compiled
+    found = []
+    for derivative in (transform, plan):
+        x = torch.linspace(0, 1, 4, dtype=torch.float64).requires_grad_()
+        result = sum(part.square().sum() for part in derivative(x))
+        found.append(torch.autograd.grad(result, (x, net.layer.weight)))
+    torch.testing.assert_close(*found)
+    batch = torch.randn(3, 4).double()
+    torch.testing.assert_close(torch.func.vmap(plan)(batch), torch.func.vmap(transform)(batch))
+
+
+def test_results_are_new_memory_at_every_call(compiled):
+    _, _, plan = compiled
+    x = torch.randn(4).double()
+    with torch.no_grad():
+        first = [part.clone() for part in plan(x)]
+        for part in plan(x):
+            part.fill_(7)
+        torch.testing.assert_close(list(plan(x)), first)
+
+
+def test_a_compiled_plan_draws_what_the_plan_draws():
+    func = lambda x: nn.functional.dropout(x, 0.5) * x  # noqa: E731
+    x = torch.randn(300).double()
+    plan, found = torchjac.jac(func).plan(x), []
+    for run in (plan, plan.compile()):
+        torch.manual_seed(1)
+        found.append((run(x), torch.get_rng_state()))
+    torch.testing.assert_close(*found)
+
+
+def test_a_compiled_waist():
+    tall, wide = torch.randn(400, 2).double(), torch.randn(2, 300).double()
+    func = lambda x: tall @ (wide @ x).sin()  # noqa: E731
+    plan = torchjac.jac(func).plan(torch.randn(300).double()).compile()
+    x = torch.randn(300).double()
+    torch.testing.assert_close(plan(x), torch.func.jacrev(func)(x))
+
+
+def test_without_a_graph_there_is_nothing_to_compile():
+    plan = torchjac.jac(lambda x: x.sin() if x.sum() > 0 else x).plan(torch.ones(2))
+    with pytest.raises(UnsupportedError, match="this plan has no graph") as caught:
+        plan.compile()
+    assert "by sizes alone: it looks at values" in str(caught.value)
+
+
+def test_a_plan_within_what_torch_compiles():
+    plan = torchjac.jac(torch.sin).plan(torch.ones(3))
+    run = torch.compile(lambda x: plan(x) * 2, backend="eager")
+    x = torch.tensor([0.5, 1.0, 2.0])
+    torch.testing.assert_close(run(x), torch.diag(2 * x.cos()))
