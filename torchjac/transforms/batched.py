@@ -67,7 +67,7 @@ def batched_jac(
 
     Returns:
         A function with the signature of ``func`` that returns the per-sample Jacobians, in the
-        tree that `torchjac.jac` gives; with ``return_value`` and ``has_aux`` as there.
+        tree that `torchjac.jac` gives; with ``return_value``, ``has_aux`` and ``plan`` as there.
 
     Shapes:
         Each leaf is ``(B, *out, *in)``, where out and in are the shapes of one sample.

@@ -48,7 +48,8 @@ def hessian(
 
     Returns:
         A function with the signature of ``func`` that returns the Hessian: the tree of outputs, each
-        leaf a tree of inputs of trees of inputs; with ``return_value`` and ``has_aux`` as for `jac`.
+        leaf a tree of inputs of trees of inputs; with ``return_value``, ``has_aux`` and ``plan`` as for
+        `jac`.
 
     Shapes:
         Each leaf is ``(*out, *in_i, *in_j)``.

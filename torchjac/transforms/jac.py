@@ -60,7 +60,8 @@ def jac(
     Returns:
         A function with the signature of ``func`` that returns the Jacobian: the tree of outputs,
         each leaf a tree of the chosen inputs. With ``return_value`` it returns ``(value, jac)``, with
-        ``has_aux`` ``(jac, aux)``, with both ``(value, jac, aux)``.
+        ``has_aux`` ``(jac, aux)``, with both ``(value, jac, aux)``. Its method ``plan`` takes the arguments
+        of a call and returns a `torchjac.Plan` for such arguments.
 
     Shapes:
         Each leaf is ``(*out, *in)``; with ``argnums="params"`` a dict of ``(*out, *parameter)`` by
