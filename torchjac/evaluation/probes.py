@@ -24,6 +24,7 @@ __all__ = [
     "difference_probe",
     "forward_probe",
     "magnitude",
+    "random_like",
     "random_values",
     "rounding",
     "tolerance",
@@ -62,7 +63,7 @@ def are_alike(values: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return True
 
 
-def _random(likes: Sequence[Tensor]) -> list[Tensor]:
+def random_like(likes: Sequence[Tensor]) -> list[Tensor]:
     """Random vectors, the same in every run, that leave the caller's generators alone.
 
     Of both signs and of different magnitudes: ones alone would be blind to what cancels along a row
@@ -74,7 +75,7 @@ def _random(likes: Sequence[Tensor]) -> list[Tensor]:
 
 
 def random_values(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Numbers of both signs and of different magnitudes, exact in every dtype; see `_random`."""
+    """Numbers of both signs and of different magnitudes, exact in every dtype; see `random_like`."""
     draw = torch.randint(0, 66, tuple(shape), generator=generator, device="cpu")
     return torch.where(draw % 2 == 0, -1.0, 1.0) * (32 + draw // 2) / 64
 
@@ -123,19 +124,22 @@ def _product(
     return (matrix @ column).squeeze(2), matrix.square().sum(2)
 
 
-def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor] | None:
+def adjoint_probe(
+    graph: Graph, leaves: Leaves, *, batched: bool, slack: float = 0.0
+) -> list[Tensor] | None:
     """Compare uᵀ·J with one plain backward pass over ``graph``, entry by entry.
 
     Args:
         graph: the function recorded by plain autograd; it is kept for further passes.
         leaves: the Jacobian, ``leaves[output][input]``.
         batched: whether its leaves are ``(B, *out, *in)``.
+        slack: what an entry may be off by beside; see `rounding_of_terms`.
 
     Returns:
         None if they agree; otherwise for every input the elements, flat, that they disagree at.
     """
     outputs = [value.detach() for value in graph.values]
-    cotangents = _random(outputs)
+    cotangents = random_like(outputs)
     trusted = graph.multiply(dict(enumerate(cotangents)), last=False)
     found = []
     for i, (primal, pulled) in enumerate(zip(graph.primals, trusted, strict=True)):
@@ -146,7 +150,8 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor
             got, squares = got + product, squares + more
         expected = wide(torch.zeros_like(primal) if pulled is None else pulled).detach()
         rtol = tolerance([primal, *outputs])
-        atol = rounding([*outputs, *[c for c in graph.carried if c.is_floating_point()]])
+        values = [*outputs, *[c for c in graph.carried if c.is_floating_point()]]
+        atol = rounding(values) + slack
         wrong = torch.zeros((), dtype=torch.bool)
         if got.numel():
             wrong = disagreement(got, expected.reshape(got.shape), squares, rtol, atol)
@@ -155,10 +160,15 @@ def adjoint_probe(graph: Graph, leaves: Leaves, *, batched: bool) -> list[Tensor
 
 
 def forward_probe(
-    function: FlatFunction, primals: Sequence[Tensor], leaves: Leaves, *, batched: bool
+    function: FlatFunction,
+    primals: Sequence[Tensor],
+    leaves: Leaves,
+    *,
+    batched: bool,
+    slack: float = 0.0,
 ) -> bool:
     """Whether J·v agrees with one plain forward pass; True where PyTorch has no rule for one."""
-    directions = _random(primals)
+    directions = random_like(primals)
 
     def values(*here: Tensor) -> tuple[Tensor, ...]:
         return function(here)[0]
@@ -174,10 +184,8 @@ def forward_probe(
         for leaf, primal, direction in zip(row, primals, directions, strict=True):
             product, more = _product(leaf, direction, output, primal, batched, pulled=False)
             got, squares = got + product, squares + more
-        rtol = tolerance([*primals, output])
-        if got.numel() and not agree(
-            got, wide(expected).reshape(got.shape), squares, rtol, rounding(outputs)
-        ):
+        rtol, atol = tolerance([*primals, output]), rounding(outputs) + slack
+        if got.numel() and not agree(got, wide(expected).reshape(got.shape), squares, rtol, atol):
             return False
     return True
 
@@ -213,7 +221,12 @@ def magnitude(tensor: Tensor) -> float:
 
 
 def difference_probe(
-    function: FlatFunction, primals: Sequence[Tensor], leaves: Leaves, *, batched: bool
+    function: FlatFunction,
+    primals: Sequence[Tensor],
+    leaves: Leaves,
+    *,
+    batched: bool,
+    slack: float = 0.0,
 ) -> bool:
     """Whether J·v agrees with a central difference of ``function`` along a random direction.
 
@@ -226,8 +239,9 @@ def difference_probe(
         primals: where.
         leaves: the Jacobian, ``leaves[output][input]``.
         batched: whether its leaves are ``(B, *out, *in)``.
+        slack: what an entry of J·v may be off by beside; see `rounding_of_terms`.
     """
-    directions = _random(primals)
+    directions = random_like(primals)
     values, carried = function([p.detach() for p in primals])
     width = max(torch.finfo(t.dtype).eps for t in (*primals, *values)) ** (1 / 3)
     step = width * max(1.0, *[magnitude(primal) for primal in primals])
@@ -255,8 +269,8 @@ def difference_probe(
         if product.numel() == 0:
             continue
         expected = once.reshape(product.shape)
-        slack = doubt + noise
-        nearest = expected + (product - expected).clamp(-slack, slack)
+        margin = doubt + noise + slack
+        nearest = expected + (product - expected).clamp(-margin, margin)
         # A product that is not finite where the difference is has nothing that excuses it.
         nearest = torch.where(product.isfinite(), nearest, expected)
         rtol = _DIFFERENCE_TOLERANCES.get(min(dtypes, key=_digits), 1e-1)

@@ -1,0 +1,137 @@
+"""`Plan.verify` finds what is wrong on purpose, and raises no alarm over rounding."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import torchjac
+from tests.sparse import DETECTS
+from torchjac.errors import PlanError
+
+pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
+
+ZERO: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(0).sum(),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape).sum(),
+    "mean": lambda x: (x - x.mean()).sum(),
+    "norm": lambda x: (x / x.norm()).norm(),
+    "std": lambda x: ((x - x.mean()) / x.std()).std(),
+}
+# Some of the entries cancel, and others do not.
+CURVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda x: x.softmax(0),
+    "layer_norm": lambda x: F.layer_norm(x, x.shape),
+    "sum of a softmax and a square": lambda x: x.softmax(0).sum() + x[0] ** 2,
+    "log_softmax": lambda x: x.log_softmax(0).exp().cumsum(0),
+}
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "jac": torchjac.jac,
+    "forward": lambda f: torchjac.jac(f, mode="forward"),
+    "hessian": torchjac.hessian,
+}
+Spoil = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def points(size: int, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [scale * torch.randn(size, dtype=dtype) for scale in (1.0, 1e2, 1e-2)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ZERO)
+def test_no_alarm_where_the_derivative_is_zero_but_for_rounding(
+    name: str, transform: str, dtype: torch.dtype
+) -> None:
+    for size in (2, 5, 64):
+        for x in points(size, dtype):
+            assert TRANSFORMS[transform](ZERO[name]).plan(x).verify(x)
+
+
+def spoiled(plan: Any, spoil: Spoil) -> Any:
+    """The same plan with a program whose results are changed."""
+    program = copy.copy(plan._program)
+    right = program._run
+    program._run = lambda *tensors: spoil(right(*tensors))
+    return dataclasses.replace(plan, _program=program)
+
+
+def one_entry_off(by: float, at: int) -> Spoil:
+    def spoil(results: Sequence[Tensor]) -> Sequence[Tensor]:
+        first = results[0].clone(memory_format=torch.contiguous_format)
+        first.view(-1)[at] += by
+        return [first, *results[1:]]
+
+    return spoil
+
+
+def scaled(factor: float) -> Spoil:
+    return lambda results: [results[0] * factor, *results[1:]]
+
+
+@pytest.mark.parametrize("at", [0, 7])
+@pytest.mark.parametrize("by", [1e-3, -1.0])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ZERO)
+def test_an_entry_that_is_off_where_all_others_cancel(
+    name: str, transform: str, by: float, at: int
+) -> None:
+    x = points(8, torch.float64)[0]
+    plan = spoiled(TRANSFORMS[transform](ZERO[name]).plan(x), one_entry_off(by, at))
+    with pytest.raises(PlanError, match="one plain backward pass"):
+        plan.verify(x)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("name", ZERO)
+def test_an_entry_that_is_off_in_single_precision(name: str, transform: str) -> None:
+    x = points(8, torch.float32)[0]
+    plan = spoiled(TRANSFORMS[transform](ZERO[name]).plan(x), one_entry_off(1e-2, 3))
+    with pytest.raises(PlanError, match="one plain backward pass"):
+        plan.verify(x)
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize("name", CURVED)
+@pytest.mark.parametrize("spoil", [scaled(1.001), scaled(-1.0), one_entry_off(1e-3, 5)])
+def test_a_program_that_is_off_where_some_entries_cancel(
+    spoil: Spoil, name: str, mode: str
+) -> None:
+    x = points(8, torch.float64)[0]
+    plan = torchjac.jac(CURVED[name], mode=mode).plan(x)
+    assert plan.verify(x)
+    with pytest.raises(PlanError, match="one plain backward pass and one plain forward pass"):
+        spoiled(plan, spoil).verify(x)
+
+
+@pytest.mark.parametrize("spoil", [scaled(1.001), one_entry_off(1e-2, 12)])
+def test_a_hessian_that_is_off(spoil: Spoil) -> None:
+    x = points(8, torch.float64)[0]
+    plan = torchjac.hessian(lambda x: x.softmax(0).square().sum()).plan(x)
+    assert plan.verify(x)
+    with pytest.raises(PlanError) as caught:
+        spoiled(plan, spoil).verify(x)
+    assert str(caught.value) == (
+        "hessian(<lambda>).verify: the derivative disagrees with one plain backward pass and one plain "
+        "forward pass and a difference of gradients. If that is a difference alone, func may hold a "
+        "derivative back on purpose (detach, no_grad) or have a kink here; else please report it. "
+        "torchjac.testing.check_jac shows where."
+    )
+
+
+@pytest.mark.parametrize("spoil", [scaled(1.001), one_entry_off(1e-3, 4)])
+def test_entries_of_a_pattern_that_are_off(spoil: Spoil) -> None:
+    x = points(12, torch.float64)[0]
+    transform = torchjac.jac(
+        lambda x: x[1:].sin() * x[:-1], sparsity="detect", layout=torch.sparse_coo
+    )
+    plan = transform.plan(x)
+    assert plan.verify(x)
+    with pytest.raises(PlanError, match="one plain backward pass"):
+        spoiled(plan, spoil).verify(x)
