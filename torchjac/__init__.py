@@ -7,6 +7,7 @@ from torchjac.planning.operator import LinearOperator
 from torchjac.structure.coloring import Coloring, color
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
+from torchjac.transforms.blocks import jac_blocks
 from torchjac.transforms.contractions import divergence, hessian_diag, jac_diag, laplacian
 from torchjac.transforms.hessian import hessian
 from torchjac.transforms.jac import jac
@@ -32,6 +33,7 @@ __all__ = [
     "hessian_operator",
     "hessian_sparsity",
     "jac",
+    "jac_blocks",
     "jac_diag",
     "jac_of",
     "jac_operator",

@@ -87,3 +87,75 @@ def test_the_peak_of_a_large_jacobian_is_within_six_results_and_512_mib():
     used, size, shape = measured(CONV.format(side=48))
     assert shape == "(1, 48, 48, 1, 48, 48)"
     assert used <= 6 * size + 512 * MIB
+
+
+SLOW = pytest.mark.slow
+BLOCKS = """
+import resource, sys, tempfile
+import numpy as np, torch, torchjac
+torch.set_num_threads(1)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+m, n = {m}, 2000
+at = torch.arange(m)
+left, right = at * 7919 % n, (at * 104729 + 1) % n
+
+def residuals(x):
+    return (x[left] * x[right]).sin()
+
+x = torch.linspace(0.5, 1.5, n)
+op = torchjac.jac_operator(residuals)(x)
+v, u = torch.randn(n), torch.randn(m)
+expected = op @ v, op.T @ u
+torchjac.jac_blocks(lambda x: x.sin(), chunk_size=2)(torch.ones(3)).__next__()
+del op
+before = peak()
+{work}
+print(peak() - before)
+"""
+TO_DISK = """
+with tempfile.TemporaryFile() as file:
+    def write(array):
+        # Written and not mapped: what is mapped and dirty counts for the process.
+        file.write(array.numpy().tobytes())
+    blocks = torchjac.jac_blocks(residuals, chunk_size={chunk})(x)
+    assert blocks.by == "columns"
+    got = [torch.zeros(m), torch.zeros(n)]
+    for at, block in blocks:
+        got[0] += block @ v[at]
+        got[1][at] = block.T @ u
+        write(block.T.contiguous())
+    assert file.tell() == 4 * m * n
+torch.testing.assert_close(tuple(got), expected, rtol=1e-3, atol=1e-3)
+"""
+GRAM = """
+gram = torchjac.jac_operator(residuals)(x).gram("inputs")
+op = torchjac.jac_operator(residuals)(x)
+torch.testing.assert_close(gram @ v, op.T @ (op @ v), rtol=1e-3, atol=1e-3)
+"""
+
+
+def peak_above(work, m):
+    code = BLOCKS.format(m=m, work=work)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("work", "m", "bound"),
+    [
+        # A matrix of 160 MB and one of 480 MB: less than these has to do.
+        pytest.param(TO_DISK.format(chunk=16), 20_000, 100 * MIB, id="to disk"),
+        pytest.param(GRAM, 60_000, 350 * MIB, id="gram"),
+        # A matrix of 1.6 GB.
+        pytest.param(
+            TO_DISK.format(chunk="'auto'"), 200_000, 400e6, id="to disk, large", marks=SLOW
+        ),
+        pytest.param(GRAM, 200_000, 400e6, id="gram, large", marks=SLOW),
+    ],
+)
+def test_blocks_and_grams_hold_no_matrix(work, m, bound):
+    assert peak_above(work, m) < bound

@@ -39,6 +39,7 @@ def test_the_public_names():
         "hessian_operator",
         "hessian_sparsity",
         "jac",
+        "jac_blocks",
         "jac_diag",
         "jac_of",
         "jac_operator",

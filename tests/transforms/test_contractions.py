@@ -333,7 +333,9 @@ def test_as_many_passes_as_the_diagonal_needs(
     monkeypatch.setattr(
         contract,
         "contracted",
-        lambda form, seeds, size: chunks.append(seeds.total) or plain(form, seeds, size),
+        lambda form, seeds, *rest, **how: (
+            chunks.append(seeds.total) or plain(form, seeds, *rest, **how)
+        ),
     )
     again = getattr(torchjac, name)(func)(x)
     assert chunks == [passes]

@@ -116,6 +116,11 @@ def test_gram_matrices(data: st.DataObject, dtype: torch.dtype) -> None:
     assert_same(op.gram("outputs"), J @ J.T)
     assert_same(op.gram("inputs", rows), J.T @ (rows[:, None] * J))
     assert_same(op.gram("outputs", weights=columns), (J * columns) @ J.T)
+    whole = torch.randn(m, m, dtype=dtype)
+    assert_same(op.gram("inputs", whole), J.T @ whole @ J)
+    for size in (c for c in range(1, m + 1) if m % c == 0):
+        blocks = torch.randn(m // size, size, size, dtype=dtype)
+        assert_same(op.gram("inputs", blocks), J.T @ torch.block_diag(*blocks) @ J)
 
 
 @given(st.data(), DTYPES)

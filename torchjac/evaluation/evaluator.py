@@ -9,17 +9,22 @@ evaluator does not know which, and a block comes out seed-side first, ``(k, *pro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from torchjac.evaluation.deferred import deferred
 from torchjac.evaluation.engines import Engine, Graph
+from torchjac.evaluation.progress import metered
 from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
-__all__ = ["assemble", "refuse_other_values", "run"]
+__all__ = ["Places", "assemble", "places_in", "refuse_other_values", "run"]
+
+Places: TypeAlias = "Callable[[Engine], list[list[Tensor | None]]]"
+"""Memory for the blocks of an engine, ``[seed leaf][product leaf]``, once its values are known."""
 
 
 class _Rows:
@@ -29,10 +34,13 @@ class _Rows:
     inside a transform, cannot be written into a buffer and are concatenated at the end.
     """
 
-    def __init__(self, count: int, like: Tensor, writable: bool) -> None:
-        self._count, self._like, self._writable = count, like, writable
+    def __init__(
+        self, count: int, like: Tensor, writable: bool, place: Tensor | None = None
+    ) -> None:
+        self._count, self._like = count, like
+        self._writable = writable or place is not None
         self._filled = 0
-        self._buffer: Tensor | None = None
+        self._buffer = self._place = place
         self._pieces: list[Tensor] = []
 
     def add(self, rows: Tensor | None, length: int) -> None:
@@ -46,7 +54,7 @@ class _Rows:
         self._filled += length
 
     def _store(self, rows: Tensor, at: int) -> None:
-        if not self._writable or len(rows) == self._count:
+        if self._place is None and (not self._writable or len(rows) == self._count):
             self._pieces.append(rows)
             return
         if self._buffer is None:
@@ -62,7 +70,14 @@ class _Rows:
         return self._pieces[0] if len(self._pieces) == 1 else torch.cat(self._pieces)
 
 
-def run(engine: Engine, seeds: Seeds, chunk_size: int | None) -> list[list[Tensor]]:
+def run(
+    engine: Engine,
+    seeds: Seeds,
+    chunk_size: int | None,
+    *,
+    places: Places | None = None,
+    shown: str | None = None,
+) -> list[list[Tensor]]:
     """Multiply all ``seeds`` and return ``blocks[seed leaf][product leaf]``.
 
     Args:
@@ -71,6 +86,8 @@ def run(engine: Engine, seeds: Seeds, chunk_size: int | None) -> list[list[Tenso
         chunk_size: seeds per vmapped pass; None for all at once. A chunk of a single seed is one
             plain pass without vmap. On running out of memory the size is halved and the same chunk
             tried again.
+        places: gives memory of the caller's that blocks are written into, chunk by chunk.
+        shown: the name under which progress is shown, if it is.
 
     A forward engine evaluates its function once per chunk; each finds the random state of the first.
     Several chunks that have to be differentiable are so by NOTE [Deferred graphs].
@@ -79,17 +96,19 @@ def run(engine: Engine, seeds: Seeds, chunk_size: int | None) -> list[list[Tenso
     size = max(total if chunk_size is None else min(chunk_size, total), 1)
     beyond = engine.borders() if isinstance(engine, Graph) and size < total else None
     if not beyond:
-        return _gather(engine, seeds, size)
+        return _gather(engine, seeds, size, places, shown)
     assert isinstance(engine, Graph)
 
     def one_pass(start: int, stop: int) -> list[Tensor | None]:
         return _pass(engine, seeds.chunk(start, stop), stop - start, last=False)
 
-    blocks = _gather(engine.without_graph(), seeds, size)
+    blocks = _gather(engine.without_graph(), seeds, size, places, shown)
     return deferred(blocks, beyond, seeds, size, one_pass)
 
 
-def _gather(engine: Engine, seeds: Seeds, size: int) -> list[list[Tensor]]:
+def _gather(
+    engine: Engine, seeds: Seeds, size: int, places: Places | None, shown: str | None
+) -> list[list[Tensor]]:
     """The passes, chunk by chunk."""
     total, counts = seeds.total, seeds.counts
     rows: list[list[_Rows]] = []
@@ -97,39 +116,44 @@ def _gather(engine: Engine, seeds: Seeds, size: int) -> list[list[Tensor]]:
     evaluates = engine.evaluates_anew and total > 1 and not compiling()
     draw = Draw(engine.primals) if evaluates else None
     start = 0
-    while start < total:
-        stop = min(start + size, total)
-        # The last chunk frees a graph that nobody needs any more, but the first never does: if that
-        # one fails, for memory or for want of a batching rule, the passes begin again.
-        last = stop == total and start > 0
-        freed = last and not engine.outlives_passes
-        try:
-            products = _pass(engine, seeds.chunk(start, stop), stop - start, last)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or freed or not is_out_of_memory(error):
-                raise
-            size = math.ceil(size / 2)
-            if draw is not None:
+    with metered(shown, total) as meter:
+        while start < total:
+            stop = min(start + size, total)
+            # The last chunk frees a graph that nobody needs any more, but the first never does: if
+            # that one fails, for memory or for want of a batching rule, the passes begin again.
+            last = stop == total and start > 0
+            freed = last and not engine.outlives_passes
+            try:
+                products = _pass(engine, seeds.chunk(start, stop), stop - start, last)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or freed or not is_out_of_memory(error):
+                    raise
+                size = math.ceil(size / 2)
+                if draw is not None:
+                    draw.again()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                continue
+            meter.update(stop - start)
+            if stop - start == total and len(counts) == 1 and places is None:
+                # One chunk, one leaf: the products are the block, and nothing has to be gathered.
+                likes = _other_side(engine)
+                return [
+                    [_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]
+                ]
+            if draw is not None and start:
+                refuse_other_values(engine.values, first_values)
+            first_values = first_values or (engine.values if draw is not None else ())
+            # A forward engine knows its outputs only now.
+            rows = rows or _empty_rows(engine, seeds, places)
+            for leaf, _, at, length in seeds.sections(start, stop):
+                for gathered, product in zip(rows[leaf], products, strict=True):
+                    gathered.add(None if product is None else product[at : at + length], length)
+            start = stop
+            if draw is not None and start < total:
                 draw.again()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            continue
-        if stop - start == total and len(counts) == 1:
-            # One chunk, one leaf: the products are the block, and nothing has to be gathered.
-            likes = _other_side(engine)
-            return [[_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]]
-        if draw is not None and start:
-            refuse_other_values(engine.values, first_values)
-        first_values = first_values or (engine.values if draw is not None else ())
-        # A forward engine knows its outputs only now.
-        rows = rows or _empty_rows(engine, seeds)
-        for leaf, _, at, length in seeds.sections(start, stop):
-            for gathered, product in zip(rows[leaf], products, strict=True):
-                gathered.add(None if product is None else product[at : at + length], length)
-        start = stop
-        if draw is not None and start < total:
-            draw.again()
-    return [[gathered.whole() for gathered in row] for row in rows or _empty_rows(engine, seeds)]
+    rows = rows or _empty_rows(engine, seeds, places)
+    return [[gathered.whole() for gathered in row] for row in rows]
 
 
 def refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:
@@ -149,9 +173,14 @@ def _other_side(engine: Engine) -> Sequence[Tensor]:
     return engine.primals if engine.direction == "reverse" else engine.values
 
 
-def _empty_rows(engine: Engine, seeds: Seeds) -> list[list[_Rows]]:
+def _empty_rows(engine: Engine, seeds: Seeds, places: Places | None) -> list[list[_Rows]]:
     likes, writable = _other_side(engine), not engine.keeps_graph
-    return [[_Rows(count, like, writable) for like in likes] for count in seeds.counts]
+    nowhere: list[list[Tensor | None]] = [[None] * len(likes)] * len(seeds.counts)
+    found = places(engine) if places else nowhere
+    return [
+        [_Rows(count, like, writable, place) for like, place in zip(likes, row, strict=True)]
+        for count, row in zip(seeds.counts, found, strict=True)
+    ]
 
 
 def _or_zeros(rows: Tensor | None, like: Tensor, length: int) -> Tensor:
@@ -206,3 +235,39 @@ def _from_columns(block: Tensor, output: torch.Size, primal: torch.Size, batched
     # (n, B, *out) -> (*in, B, *out) -> (B, *out, *in)
     block = block.reshape((*primal[1:], *output))
     return block.permute((*range(len(primal) - 1, block.dim()), *range(len(primal) - 1)))
+
+
+def places_in(
+    leaves: Sequence[Sequence[Tensor]], engine: Engine, *, batched: bool
+) -> list[list[Tensor | None]]:
+    """The blocks of an engine as views of leaves ``[output][input]``: what `assemble` undoes.
+
+    Where the strides of a leaf allow no such view there is None.
+    """
+    places = [
+        [
+            _place(leaf, value.shape, primal.shape, engine.direction, batched)
+            for leaf, primal in zip(row, engine.primals, strict=True)
+        ]
+        for row, value in zip(leaves, engine.values, strict=True)
+    ]
+    return (
+        places
+        if engine.direction == "reverse"
+        else [list(row) for row in zip(*places, strict=True)]
+    )
+
+
+def _place(
+    leaf: Tensor, output: torch.Size, primal: torch.Size, direction: str, batched: bool
+) -> Tensor | None:
+    at = int(batched)
+    samples, m, n = output[:at], output[at:].numel(), primal[at:].numel()
+    try:
+        if direction == "forward":
+            # (B, *out, *in) -> (B, *out, n) -> (n, B, *out), a batch or none
+            return leaf.view(*output, n).movedim(-1, 0)
+        # (B, *out, *in) -> (B, m, *in) -> (m, B, *in), a batch or none
+        return leaf.view(*samples, m, *primal[at:]).movedim(at, 0)
+    except RuntimeError:
+        return None

@@ -20,6 +20,7 @@ from torchjac.evaluation.batching import vectorised
 from torchjac.evaluation.engines import Engine
 from torchjac.evaluation.evaluator import refuse_other_values
 from torchjac.evaluation.programs.forward_laplacian import ForwardLaplacian
+from torchjac.evaluation.progress import metered
 from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
@@ -177,11 +178,13 @@ class LaplacianForm(Form):
         ]
 
 
-def contracted(form: Form, seeds: Seeds, size: int | None, *, each: bool = False) -> list[Tensor]:
+def contracted(
+    form: Form, seeds: Seeds, size: int | None, *, each: bool = False, shown: str | None = None
+) -> list[Tensor]:
     """The contributions of all ``seeds``, summed, or with ``each`` stacked ``(k, *leaf)``.
 
     On running out of memory the chunks are halved and the same one tried again. A form that evaluates its
-    function in every chunk finds the random state of the first.
+    function in every chunk finds the random state of the first. Progress is shown under a name, if any.
     """
     total, start = seeds.total, 0
     size = total if size is None else min(size, total)
@@ -189,26 +192,28 @@ def contracted(form: Form, seeds: Seeds, size: int | None, *, each: bool = False
     draw = Draw(form.tensors) if anew else None
     found: list[list[Tensor]] = []
     values: Sequence[Tensor] = ()
-    while start < total:
-        stop = min(start + size, total)
-        try:
-            chunk = seeds.chunk(start, stop)
-            parts = (form.each if each else form.summed)(chunk, stop - start)
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-            size = math.ceil(size / 2)
-            draw = draw or (Draw(form.tensors) if form.evaluates_anew else None)
-            continue
-        if draw is not None and form.engine is not None:
-            refuse_other_values(form.engine.values, values) if values else None
-            values = values or form.engine.values
-        if found and not each:
-            parts = [one + other for one, other in zip(found.pop(), parts, strict=True)]
-        found.append(parts)
-        start = stop
-        if draw is not None and start < total:
-            draw.again()
+    with metered(shown, total) as meter:
+        while start < total:
+            stop = min(start + size, total)
+            try:
+                chunk = seeds.chunk(start, stop)
+                parts = (form.each if each else form.summed)(chunk, stop - start)
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+                size = math.ceil(size / 2)
+                draw = draw or (Draw(form.tensors) if form.evaluates_anew else None)
+                continue
+            meter.update(stop - start)
+            if draw is not None and form.engine is not None:
+                refuse_other_values(form.engine.values, values) if values else None
+                values = values or form.engine.values
+            if found and not each:
+                parts = [one + other for one, other in zip(found.pop(), parts, strict=True)]
+            found.append(parts)
+            start = stop
+            if draw is not None and start < total:
+                draw.again()
     return [torch.cat(pieces) if each else pieces[0] for pieces in zip(*found, strict=True)]
 
 

@@ -44,6 +44,8 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     if isinstance(tree, torch.Tensor):
         return [tree], _LEAF
     leaves, spec = _pytree.tree_flatten(tree)
+    if len(leaves) == 1 and leaves[0] is tree:
+        return leaves, _LEAF  # any other lone leaf is a tree of the same shape
     return leaves, TreeSpec(spec, len(leaves))
 
 

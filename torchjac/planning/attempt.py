@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
-from torchjac.evaluation.evaluator import assemble, refuse_other_values, run
+from torchjac.evaluation.evaluator import Places, assemble, places_in, refuse_other_values, run
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.surroundings import Draw, exclusively, has_values, inside_transform
 from torchjac.foundations.layout import Layout
@@ -82,7 +82,15 @@ def _multiplied(
     seeds, size = _prepare(problem, way, engine, record)
     if isinstance(engine, Graph) and record is not None and to_check(problem, way, record):
         engine.outlives_passes = True
-    return run(engine, seeds, size), seeds.total
+    places = _places(problem)
+    return run(engine, seeds, size, places=places, shown=problem.shown), seeds.total
+
+
+def _places(problem: Problem) -> Places | None:
+    into = problem.into
+    if into is None or problem.compression is not None:
+        return None
+    return lambda engine: places_in(into(engine.values), engine, batched=problem.batched)
 
 
 def _answer(

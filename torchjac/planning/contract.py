@@ -224,12 +224,14 @@ def _run(
     form = _form(asked, way, record)
     if signs is None:
         seeds = _exact_seeds(asked, record, layout)
-        return Estimate(contracted(form, seeds, _chunk_size(asked, way, record, seeds.total)))
+        size = _chunk_size(asked, way, record, seeds.total)
+        return Estimate(contracted(form, seeds, size, shown=asked.problem.shown))
     size = _chunk_size(asked, way, record, len(signs))
+    how: Any = {"with_error": asked.return_error, "shown": asked.problem.shown}
     if asked.method == "hutchinson":
-        return hutchinson(form, signs, layout, size, with_error=asked.return_error)
+        return hutchinson(form, signs, layout, size, **how)
     assert isinstance(form, ProductForm)
-    return hutch_plus_plus(form, signs, layout, size, with_error=asked.return_error)
+    return hutch_plus_plus(form, signs, layout, size, **how)
 
 
 def _exact_seeds(asked: Contraction, record: Remembered, layout: Layout) -> Seeds:

@@ -77,18 +77,30 @@ def samples_of_vmap() -> int:
 
 
 def hutchinson(
-    form: Form, signs: Tensor, layout: Layout, size: int | None, *, with_error: bool
+    form: Form,
+    signs: Tensor,
+    layout: Layout,
+    size: int | None,
+    *,
+    with_error: bool,
+    shown: str | None,
 ) -> Estimate:
     """The mean of v ∗ A·v, or of v·(A·v), over the probes: right on average, whatever A."""
     count, seeds = len(signs), ProbeSeeds(layout, signs)
     if not with_error:
-        return Estimate([part / count for part in contracted(form, seeds, size)])
-    samples = contracted(form, seeds, size, each=True)
+        return Estimate([part / count for part in contracted(form, seeds, size, shown=shown)])
+    samples = contracted(form, seeds, size, each=True, shown=shown)
     return Estimate([part.mean(0) for part in samples], [_error(part) for part in samples])
 
 
 def hutch_plus_plus(
-    form: ProductForm, signs: Tensor, layout: Layout, size: int | None, *, with_error: bool
+    form: ProductForm,
+    signs: Tensor,
+    layout: Layout,
+    size: int | None,
+    *,
+    with_error: bool,
+    shown: str | None,
 ) -> Estimate:
     """The trace: exactly where A is large, by Hutchinson's estimator on what is left.
 
@@ -102,7 +114,7 @@ def hutch_plus_plus(
     within = contracted(form, ProbeSeeds(layout, basis.T), size)
     # (k, n) - (k, n) @ (n, third) @ (third, n)
     rest = probes - (probes @ basis) @ basis.T
-    samples = contracted(form, ProbeSeeds(layout, rest), size, each=True)
+    samples = contracted(form, ProbeSeeds(layout, rest), size, each=True, shown=shown)
     leaves = [one + part.mean(0) for one, part in zip(within, samples, strict=True)]
     return Estimate(leaves, [_error(part) for part in samples] if with_error else None)
 

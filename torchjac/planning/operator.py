@@ -13,6 +13,7 @@ from torchjac.errors import ArgumentError, ArgumentTypeError, OptionError
 from torchjac.evaluation.linear_function import linear
 from torchjac.evaluation.surroundings import carry_tangents, compiling, inside_transform
 from torchjac.foundations.spaces import Trees
+from torchjac.planning.grams import checked_weights, gram, side_by_side
 from torchjac.planning.linearization import Linearization
 from torchjac.planning.modes import choose_mode
 
@@ -136,23 +137,44 @@ class LinearOperator(ABC):
 
     # The matrix, or what is made of it.
 
-    def _unit_columns(self, count: int) -> Iterator[tuple[slice, Tensor]]:
-        """The identity matrix in stretches of columns ``(count, c)`` that fit into one pass."""
-        size = self._point.chunk_size(count)
-        for start in range(0, count, size):
-            stop = min(start + size, count)
-            columns = torch.zeros(count, stop - start, dtype=self.dtype, device=self.device)
-            columns.diagonal(-start).fill_(1)
-            yield slice(start, stop), columns
+    def _columns(
+        self, share: range | None = None, size: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The matrix in stretches of columns, of which each is made when it is asked for.
+
+        Args:
+            share: the columns that are wanted, consecutive ones; all by default.
+            size: columns per stretch; by default as many as fit into one pass.
+
+        Yields:
+            Which columns, and these, ``(m, size)``.
+        """
+        n = self.shape[1]
+        share = range(n) if share is None else share
+        size = self._pass_size(n) if size is None else size
+        for start in range(share.start, share.stop, size):
+            stop = min(start + size, share.stop)
+            units = torch.zeros(n, stop - start, dtype=self.dtype, device=self.device)
+            units.diagonal(-start).fill_(1)
+            yield slice(start, stop), self._times(units)
+
+    def _rows(
+        self, share: range | None = None, size: int | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The matrix in stretches of rows ``(size, n)``; as `_columns`."""
+        for at, block in self.T._columns(share, size):
+            yield at, block.T
+
+    def _pass_size(self, count: int) -> int:
+        """How many of so many columns, or rows, fit into one pass."""
+        return self._point.chunk_size(count)
 
     def to_dense(self) -> Tensor:
         """The matrix ``(m, n)``, from m or n passes, whichever are fewer (forward ones count twice)."""
         m, n = self.shape
-        if choose_mode(n, m) == "forward":
-            columns = [self._times(units) for _, units in self._unit_columns(n)]
-            return torch.cat(columns, 1) if columns else self._zeros(m, n)
-        rows = [self.T._times(units).T for _, units in self._unit_columns(m)]
-        return torch.cat(rows) if rows else self._zeros(m, n)
+        if choose_mode(n, m) == "reverse":
+            return side_by_side(self.T._columns(), self._zeros(m, n).T).T
+        return side_by_side(self._columns(), self._zeros(m, n))
 
     def diagonal(self) -> Tensor:
         """The diagonal ``(n,)`` of a square matrix, from n passes, never holding more than a block of it.
@@ -161,10 +183,7 @@ class LinearOperator(ABC):
             ArgumentError: it is not square.
         """
         self._check_square("diagonal")
-        parts = [
-            self.T._times(units)[rows].diagonal()
-            for rows, units in self._unit_columns(self.shape[0])
-        ]
+        parts = [block[:, at].diagonal() for at, block in self._rows()]
         return torch.cat(parts) if parts else self._zeros(0)
 
     def trace(self) -> Tensor:
@@ -180,7 +199,9 @@ class LinearOperator(ABC):
 
         Args:
             side: ``"inputs"`` for JᵀJ ``(n, n)``, ``"outputs"`` for JJᵀ ``(m, m)``.
-            weights: the diagonal of W, one for each of the other side: ``(m,)`` or ``(n,)``.
+            weights: W, over the other side: its diagonal ``(m,)``, the matrix ``(m, m)``, or the blocks on
+                its diagonal ``(b, c, c)`` with b·c = m, such as one for each sample's c outputs. A W that
+                leads out of a block of J takes m passes more.
 
         Raises:
             OptionError: ``side`` is neither.
@@ -197,21 +218,7 @@ class LinearOperator(ABC):
             return self.T.gram("inputs", weights)
         if side != "inputs":
             raise OptionError(f"{self._name}: gram(side={side!r}): expected 'inputs' or 'outputs'.")
-        m, n = self.shape
-        if weights is None:
-            weights = torch.ones(m, dtype=self.dtype, device=self.device)
-        self._check_weights(weights)
-        if m > 2 * n:
-            columns = [
-                self.T._times(weights[:, None] * self._times(units))
-                for _, units in self._unit_columns(n)
-            ]
-            return torch.cat(columns, 1) if columns else self._zeros(n, n)
-        total = self._zeros(n, n)
-        for rows, units in self._unit_columns(m):
-            block = self.T._times(units)
-            total = torch.addmm(total, block * weights[rows], block.T)
-        return total
+        return gram(self, checked_weights(self, f"{self._name}: gram(weights)", weights))
 
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator``: matvec, rmatvec, matmat and rmatmat on arrays.
@@ -234,18 +241,6 @@ class LinearOperator(ABC):
                 f"{self._name}: {method}() is of a square matrix; this one is {m}×{n}. Choose outputs "
                 f"and argnums of as many elements."
             )
-
-    def _check_weights(self, weights: Tensor) -> None:
-        expected = f"expected a tensor ({self.shape[0]},) of {self.dtype} on {self.device}"
-        where = f"{self._name}: gram(weights)"
-        if not isinstance(weights, Tensor):
-            raise ArgumentTypeError(f"{where}: got a {type(weights).__name__}; {expected}.")
-        if weights.dtype != self.dtype or weights.device != self.device:
-            raise ArgumentTypeError(
-                f"{where}: got {weights.dtype} on {weights.device}; {expected}."
-            )
-        if weights.shape != self.shape[:1]:
-            raise ArgumentError(f"{where}: got shape {tuple(weights.shape)}; {expected}.")
 
 
 class JacobianOperator(LinearOperator):

@@ -18,9 +18,12 @@ from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_
 from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.pattern import SparsityPattern
 
-__all__ = ["Answer", "Others", "Problem"]
+__all__ = ["Answer", "Destinations", "Others", "Problem"]
 
 Others: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]]
+
+Destinations: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Sequence[Tensor]]]
+"""From the outputs of what is differentiated to the memory for the leaves ``[output][input]``."""
 
 
 @dataclass
@@ -51,6 +54,10 @@ class Problem:
     mode: str = "auto"
     chunk_size: int | Literal["auto"] | None = "auto"
     check: str = "first"
+    into: Destinations | None = None
+    """Memory of the caller's that a dense answer is written into where its strides allow."""
+    shown: str | None = None
+    """The name under which progress is shown, if it is."""
     sparsity: SparsityPattern | Literal["detect"] | None = None
     """Where the nonzeros are, if anything is to be made of it."""
     others: Others | None = None

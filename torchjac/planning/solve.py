@@ -6,6 +6,7 @@ This is the one path that every transform of a function takes.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 
 import torch
 
@@ -77,9 +78,10 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     answer = _first_that_works(problem, record, draw)
     if draw is None or not to_check(problem, answer.way, record):
         return answer
-    known = record
+    # What the answer is compared with must not be written over it.
+    known, apart = record, replace(problem, into=None, shown=None)
     try:
-        return verified(problem, answer, known, draw, lambda way: attempt(problem, way, known))
+        return verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
     except SparsityMismatchError:
         if is_new or problem.sparsity != "detect":
             raise

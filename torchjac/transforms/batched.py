@@ -11,8 +11,9 @@ from torch import Tensor
 from torchjac.errors import ArgumentError, OptionError, OutputTypeError
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
-from torchjac.planning.problem import Answer, Problem
-from torchjac.transforms.call import Call
+from torchjac.planning.problem import Problem
+from torchjac.transforms.call import Call, Leaves, Outcome
+from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import (
     PARAMS,
     Argnums,
@@ -43,6 +44,8 @@ def batched_jac(
     mode: Mode = "auto",
     chunk_size: ChunkSize = "auto",
     check: Check = "first",
+    out: Any = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the Jacobian of every sample of a batch.
 
@@ -64,6 +67,8 @@ def batched_jac(
         chunk_size: seeds per vmapped pass, each for the whole batch; as for `torchjac.jac`.
         check: as for `torchjac.jac`. With ``per_sample=False`` it includes that the samples do not
             influence each other, by 2·log2(B) plain backward passes.
+        out: as for `torchjac.jac`.
+        progress: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the per-sample Jacobians, in the
@@ -118,12 +123,12 @@ def batched_jac(
         )
         return batch, problem
 
-    def give(batch: _BatchCall, answer: Answer) -> Any:
-        rows = [batch.input_trees(row) for row in answer.laid_out()]
-        return batch.packed(answer.outcome.jacobian(rows), answer)
+    def tree(batch: _BatchCall, outcome: Outcome, leaves: Leaves) -> Any:
+        return outcome.jacobian([batch.input_trees(row) for row in leaves])
 
     own = {"in_dims": in_dims, "per_sample": per_sample, "randomness": randomness}
-    return transformed(Transform(name, func, options, ask, give, own))
+    delivery = Delivery.checked(name, out, progress)
+    return transformed(Transform(name, func, options, ask, tree, own, delivery))
 
 
 class _BatchCall(Call):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.signature import Search, of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
 
-__all__ = ["Call", "Outcome", "asks"]
+__all__ = ["Call", "Leaves", "Outcome", "asks"]
+
+Leaves: TypeAlias = Sequence[Sequence[Any]]
+"""One value for every block of a derivative, ``[output][input]``."""
 
 
 class _Aux(NamedTuple):

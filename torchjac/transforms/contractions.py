@@ -12,13 +12,14 @@ from torch import Tensor
 
 from torchjac.errors import OptionError, OptionTypeError, OutputTypeError
 from torchjac.evaluation.forms import Kind
+from torchjac.evaluation.surroundings import compiling
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.bindings import CONSTANTS
 from torchjac.planning.contract import contract
 from torchjac.planning.contraction import Contraction
 from torchjac.planning.traces import Reached
 from torchjac.transforms.call import Call, Outcome, asks
-from torchjac.transforms.options import Argnums, ChunkSize, Options, check_choice
+from torchjac.transforms.options import Argnums, ChunkSize, Options, check_choice, check_flag
 from torchjac.transforms.transformed import like_func
 
 __all__ = ["divergence", "hessian_diag", "jac_diag", "laplacian"]
@@ -40,6 +41,7 @@ def jac_diag(
     generator: torch.Generator | None = None,
     chunk_size: ChunkSize = "auto",
     return_error: bool = False,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the diagonal of the Jacobian of ``func``.
 
@@ -58,6 +60,7 @@ def jac_diag(
         chunk_size: seeds per vmapped pass, as for `torchjac.jac`.
         return_error: whether to return ``(estimate, standard_error)``; with ``method="exact"`` the error
             is zero.
+        progress: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the diagonal, in the tree of the input.
@@ -81,7 +84,7 @@ def jac_diag(
     Source:
         Bekas, Kokiopoulou & Saad, *An Estimator for the Diagonal of a Matrix* (2007).
     """
-    how = _How("jac_diag", method, num_samples, generator, return_error)
+    how = _How("jac_diag", method, num_samples, generator, return_error, progress)
     return _contraction(how, func, argnums, chunk_size, order=1, kind="diagonal")
 
 
@@ -94,6 +97,7 @@ def hessian_diag(
     generator: torch.Generator | None = None,
     chunk_size: ChunkSize = "auto",
     return_error: bool = False,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the diagonal of the Hessian of a scalar function.
 
@@ -108,6 +112,7 @@ def hessian_diag(
         generator: as for `torchjac.jac_diag`.
         chunk_size: as for `torchjac.jac_diag`.
         return_error: as for `torchjac.jac_diag`.
+        progress: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the diagonal, in the tree of the input.
@@ -130,7 +135,7 @@ def hessian_diag(
     Source:
         As for `torchjac.jac_diag`.
     """
-    how = _How("hessian_diag", method, num_samples, generator, return_error)
+    how = _How("hessian_diag", method, num_samples, generator, return_error, progress)
     return _contraction(how, func, argnums, chunk_size, order=2, kind="diagonal")
 
 
@@ -143,6 +148,7 @@ def divergence(
     generator: torch.Generator | None = None,
     chunk_size: ChunkSize = "auto",
     return_error: bool = False,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the divergence of ``func``: the trace of its Jacobian.
 
@@ -159,6 +165,7 @@ def divergence(
         generator: as for `torchjac.jac_diag`.
         chunk_size: as for `torchjac.jac_diag`.
         return_error: as for `torchjac.jac_diag`.
+        progress: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the divergence.
@@ -181,7 +188,7 @@ def divergence(
         Hutchinson, *A Stochastic Estimator of the Trace of the Influence Matrix* (1989); Meyer, Musco,
         Musco & Woodruff, *Hutch++: Optimal Stochastic Trace Estimation* (2021).
     """
-    how = _How("divergence", method, num_samples, generator, return_error)
+    how = _How("divergence", method, num_samples, generator, return_error, progress)
     return _contraction(how, func, argnums, chunk_size, order=1, kind="trace")
 
 
@@ -194,6 +201,7 @@ def laplacian(
     generator: torch.Generator | None = None,
     chunk_size: ChunkSize = "auto",
     return_error: bool = False,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the Laplacian of ``func``: the trace of its Hessian.
 
@@ -211,6 +219,7 @@ def laplacian(
         generator: as for `torchjac.jac_diag`.
         chunk_size: directions, or seeds, that are pushed at a time, as for `torchjac.jac`.
         return_error: as for `torchjac.jac_diag`.
+        progress: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the Laplacian of every output element, in
@@ -241,7 +250,7 @@ def laplacian(
         with Forward Laplacian* (2023); Dangel, Siebert, Zeinhofer & Walther, *Collapsing Taylor Mode
         Automatic Differentiation* (2025). On estimates as for `torchjac.divergence`.
     """
-    how = _How("laplacian", method, num_samples, generator, return_error)
+    how = _How("laplacian", method, num_samples, generator, return_error, progress)
     return _contraction(how, func, argnums, chunk_size, order=2, kind="trace")
 
 
@@ -254,11 +263,13 @@ class _How:
     num_samples: int
     generator: torch.Generator | None
     return_error: bool
+    progress: bool
 
     def check(self, kind: Kind) -> None:
         """Refuse what cannot be meant, naming the call and what would be right."""
         name, methods = self.name, _TRACE_METHODS if kind == "trace" else _DIAGONAL_METHODS
         check_choice(name, "method", self.method, methods)
+        check_flag(name, "progress", self.progress)
         least = {"hutch++": 3}.get(self.method, 1)
         if self.return_error:
             least = {"hutch++": 4, "hutchinson": 2}.get(self.method, 1)
@@ -294,6 +305,7 @@ def _contraction(
     @like_func(func)
     def contracted(*args: Any, **kwargs: Any) -> Any:
         call, problem = ask(args, kwargs)
+        problem.shown = how.name if how.progress and not compiling() else None
         asked = Contraction(
             problem,
             kind,

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from torchjac.planning.problem import Answer
-from torchjac.transforms.call import Call, asks
+from torchjac.transforms.call import Call, Leaves, Outcome, asks
+from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options, Sparsity
 from torchjac.transforms.transformed import Transform, transformed
 
@@ -26,6 +26,8 @@ def hessian(
     sparsity: Sparsity = None,
     layout: torch.layout = torch.strided,
     check: Check = "first",
+    out: Any = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the Hessian of ``func``.
 
@@ -45,6 +47,8 @@ def hessian(
             entries can be read from either side of the diagonal.
         layout: as for `torchjac.jac`.
         check: as for `torchjac.jac`; the Hessian is also compared with a difference of gradients.
+        out: as for `torchjac.jac`.
+        progress: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the Hessian: the tree of outputs, each
@@ -74,11 +78,14 @@ def hessian(
         "hessian", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
-    def give(call: Call, answer: Answer) -> Any:
-        # leaves[output · n + i][j] -> trees by output, then i, then j
-        n = len(answer.leaves[0])
-        rows = [call.input_trees(row) for row in answer.laid_out(options.layout)]
-        outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
-        return call.packed(answer.outcome.jacobian(outputs), answer)
+    delivery = Delivery.checked("hessian", out, progress, layout)
 
-    return transformed(Transform("hessian", func, options, asks(options, func, order=2), give))
+    def tree(call: Call, outcome: Outcome, leaves: Leaves) -> Any:
+        # leaves[output · n + i][j] -> trees by output, then i, then j
+        n = len(leaves[0])
+        rows = [call.input_trees(row) for row in leaves]
+        outputs = [call.input_trees(rows[at : at + n]) for at in range(0, len(rows), n)]
+        return outcome.jacobian(outputs)
+
+    ask = asks(options, func, order=2)
+    return transformed(Transform("hessian", func, options, ask, tree, delivery=delivery))

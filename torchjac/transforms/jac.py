@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from torchjac.planning.problem import Answer
-from torchjac.transforms.call import Call, asks
+from torchjac.transforms.call import Call, Leaves, Outcome, asks
+from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import Argnums, Check, ChunkSize, Mode, Options, Sparsity
 from torchjac.transforms.transformed import Transform, transformed
 
@@ -26,6 +26,8 @@ def jac(
     sparsity: Sparsity = None,
     layout: torch.layout = torch.strided,
     check: Check = "first",
+    out: Any = None,
+    progress: bool = False,
 ) -> Callable[..., Any]:
     """Return a function that computes the Jacobian of ``func``, exactly and by the cheaper mode.
 
@@ -56,6 +58,11 @@ def jac(
         check: ``"first"`` compares the result with one plain backward pass the first time a signature
             is seen, ``"always"`` at every call, ``"never"`` not at all. A wrong result is made again
             the slow way, with a `DerivativeMismatchWarning`.
+        out: tensors that the Jacobian is written into, chunk by chunk where they are contiguous, in the
+            tree of the result; memory-mapped ones (`torch.from_file`, `numpy.memmap`) included. The result
+            is then ``out`` itself, and carries no graph.
+        progress: whether to show on standard error how many passes are done, their rate and the time
+            left; by tqdm where that is installed.
 
     Returns:
         A function with the signature of ``func`` that returns the Jacobian: the tree of outputs,
@@ -95,8 +102,10 @@ def jac(
         "jac", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
-    def give(call: Call, answer: Answer) -> Any:
-        rows = [call.input_trees(row) for row in answer.laid_out(options.layout)]
-        return call.packed(answer.outcome.jacobian(rows), answer)
+    delivery = Delivery.checked("jac", out, progress, layout)
 
-    return transformed(Transform("jac", func, options, asks(options, func, order=1), give))
+    def tree(call: Call, outcome: Outcome, leaves: Leaves) -> Any:
+        return outcome.jacobian([call.input_trees(row) for row in leaves])
+
+    ask = asks(options, func, order=1)
+    return transformed(Transform("jac", func, options, ask, tree, delivery=delivery))

@@ -14,7 +14,7 @@ from torchjac.foundations.pytree import flatten, unflatten
 from torchjac.planning.problem import Problem
 from torchjac.planning.signature import of_arguments
 from torchjac.planning.solve import solve
-from torchjac.transforms.options import Check, ChunkSize, check_choice, check_chunk_size
+from torchjac.transforms.options import Check, ChunkSize, check_choice, check_chunk_size, check_flag
 
 __all__ = ["jac_of"]
 
@@ -28,6 +28,7 @@ def jac_of(
     create_graph: bool = False,
     retain_graph: bool | None = None,
     check: Check = "first",
+    progress: bool = False,
 ) -> Any:
     """Return the Jacobian of ``outputs`` by ``inputs``, which have been computed already.
 
@@ -47,6 +48,7 @@ def jac_of(
             Otherwise it may be freed, as by `torch.autograd.grad`.
         check: as for `torchjac.jac`; a signature is the shapes and the ops of the graph. With ``batched``
             it includes that the samples do not influence each other.
+        progress: as for `torchjac.jac`.
 
     Returns:
         The tree of outputs, each leaf a tree of the inputs.
@@ -73,6 +75,7 @@ def jac_of(
     """
     check_chunk_size("jac_of", chunk_size)
     check_choice("jac_of", "check", check, ("first", "always", "never"))
+    check_flag("jac_of", "progress", progress)
     output_leaves, output_spec = flatten(outputs)
     input_leaves, input_spec = flatten(inputs)
     values = [leaf for leaf in output_leaves if _is_differentiable(leaf)]
@@ -99,6 +102,7 @@ def jac_of(
             mode="reverse",
             chunk_size=chunk_size,
             check=check,
+            shown="jac_of" if progress else None,
         )
     )
     trees = iter([unflatten(row, input_spec) for row in answer.laid_out()])

@@ -17,7 +17,7 @@ from torchjac.transforms.call import Call
 from torchjac.transforms.options import Argnums, Options
 from torchjac.transforms.transformed import like_func
 
-__all__ = ["hessian_operator", "jac_operator"]
+__all__ = ["hessian_operator", "jac_operator", "maker"]
 
 
 def jac_operator(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[..., LinearOperator]:
@@ -78,7 +78,7 @@ def jac_operator(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[...
         Griewank & Walther, *Evaluating Derivatives* (2008), chapter 3; on the product J·v, Townsend, *A
         new trick for calculating Jacobian vector products* (2017).
     """
-    return _maker("jac_operator", func, argnums, order=1)
+    return maker("jac_operator", func, argnums, order=1)
 
 
 def hessian_operator(
@@ -120,12 +120,13 @@ def hessian_operator(
         Pearlmutter, *Fast exact multiplication by the Hessian* (1994), here in reverse over reverse;
         Griewank & Walther, *Evaluating Derivatives* (2008), chapter 5.
     """
-    return _maker("hessian_operator", func, argnums, order=2)
+    return maker("hessian_operator", func, argnums, order=2)
 
 
-def _maker(
+def maker(
     name: str, func: Callable[..., Any], argnums: Argnums, order: int
 ) -> Callable[..., LinearOperator]:
+    """What makes the operator of a call, under the name of the call that wants one."""
     options = Options.checked(name, func, argnums)
     make = _jacobian if order == 1 else _hessian
 

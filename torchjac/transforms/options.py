@@ -80,6 +80,12 @@ def check_choice(name: str, option: str, value: object, allowed: tuple[str, ...]
         raise OptionError(f"{name}({option}={value!r}): expected one of {words}.")
 
 
+def check_flag(name: str, option: str, value: object) -> None:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{name}({option}={value!r}): expected True or False.")
+
+
 def check_chunk_size(name: str, chunk_size: object) -> None:
     """Refuse what is no number of seeds."""
     if chunk_size is None or chunk_size == "auto":

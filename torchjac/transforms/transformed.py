@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import solve
+from torchjac.transforms.delivery import PLAIN, Delivery, delivered
 
 __all__ = ["Transform", "like_func", "transformed"]
 
@@ -26,9 +29,16 @@ class Transform:
     func: Callable[..., Any]
     options: Any
     ask: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]
-    give: Callable[[Any, Answer], Any]
+    tree: Callable[[Any, Any, Sequence[Sequence[Any]]], Any]
+    """Puts ``leaves[output][input]`` into the tree of the result, for a call and its outcome."""
     own: Mapping[str, Any] = field(default_factory=dict)
     """The options that this transform alone has."""
+    delivery: Delivery = PLAIN
+
+    def give(self, call: Any, answer: Answer) -> Any:
+        """What the user gets for an answer."""
+        leaves: Sequence[Sequence[Tensor]] = answer.laid_out(self.options.layout)
+        return call.packed(self.tree(call, answer.outcome, leaves), answer)
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -44,12 +54,14 @@ class Transform:
 
 def transformed(transform: Transform) -> Callable[..., Any]:
     """Put a transform together: what it asks, solved, is handed out."""
-    ask, give = transform.ask, transform.give
+    ask, give, plainly = transform.ask, transform.give, transform.delivery.is_plain
 
     @like_func(transform.func)
     def derivative(*args: Any, **kwargs: Any) -> Any:
         call, problem = ask(args, kwargs)
-        return give(call, solve(problem))
+        if plainly:
+            return give(call, solve(problem))
+        return delivered(transform, transform.delivery, call, problem)
 
     def plan(*args: Any, tune: bool = False, **kwargs: Any) -> Any:
         """Look into the function once, and choose the cheapest way to its derivative.
@@ -65,6 +77,7 @@ def transformed(transform: Transform) -> Callable[..., Any]:
         # Most calls never plan, and it takes much of PyTorch that nobody else needs.
         from torchjac.planning.planner import make_plan
 
+        transform.delivery.refuse_plan(transform.name)
         return make_plan(transform, args, kwargs, tune=tune)
 
     derivative.plan = plan  # type: ignore[attr-defined]

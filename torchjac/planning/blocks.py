@@ -1,0 +1,81 @@
+"""`Blocks`: a Jacobian that comes in pieces, none of which is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from torchjac.evaluation.progress import metered
+from torchjac.planning.modes import choose_mode
+from torchjac.planning.operator import LinearOperator
+
+__all__ = ["Blocks", "By"]
+
+By: TypeAlias = Literal["rows", "columns"]
+
+
+class Blocks(Iterator[tuple[slice, Tensor]]):
+    """The blocks of a Jacobian ``(m, n)``, in order; what `torchjac.jac_blocks` returns.
+
+    Every step makes one block and forgets it. A block and its slice belong together as ``J[slice]`` where
+    ``by`` is ``"rows"``, and as ``J[:, slice]`` where it is ``"columns"``.
+
+    Args:
+        op: the Jacobian.
+        by: what a block is a stretch of, or ``"auto"``.
+        chunk_size: how many of them.
+        shown: the name under which progress is shown, if it is.
+    """
+
+    def __init__(
+        self, op: LinearOperator, by: str, chunk_size: Any, *, shown: str | None = None
+    ) -> None:
+        m, n = op.shape
+        columns = by == "columns" or (by == "auto" and choose_mode(n, m) == "forward")
+        self.by: By = "columns" if columns else "rows"
+        self.shape, self.dtype, self.device = op.shape, op.dtype, op.device
+        self.value = op.value
+        """What func returned, from the one evaluation."""
+        count = n if columns else m
+        size = op._pass_size(count) if chunk_size == "auto" else chunk_size or max(count, 1)
+        self.chunk_size = min(size, max(count, 1))
+        """Rows, or columns, of every block but the last."""
+        self._left = -(-count // self.chunk_size)
+        self._blocks = self._made(op, range(count), shown)
+
+    def _made(
+        self, op: LinearOperator, share: range, shown: str | None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        cut: Callable[..., Iterator[tuple[slice, Tensor]]]
+        cut = op._columns if self.by == "columns" else op._rows
+        blocks = cut(share, self.chunk_size)
+        with metered(shown, len(share)) as meter:
+            for at, block in _without_graph(blocks):
+                meter.update(at.stop - at.start)
+                yield at, block
+
+    def __next__(self) -> tuple[slice, Tensor]:
+        found = next(self._blocks)
+        self._left -= 1
+        return found
+
+    def __len__(self) -> int:
+        """How many blocks are still to come."""
+        return self._left
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"Blocks({m}×{n} by {self.by}, {self._left} to come, {self.dtype}, {self.device})"
+
+
+def _without_graph(blocks: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
+    """Make every block under ``torch.no_grad``, which must not be left on between the steps."""
+    while True:
+        with torch.no_grad():
+            found = next(blocks, None)
+        if found is None:
+            return
+        yield found

@@ -1,0 +1,132 @@
+"""Gram matrices: JᵀWJ in the memory of the result and one block of J."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import ArgumentError, ArgumentTypeError
+from torchjac.evaluation.surroundings import inside_transform
+
+if TYPE_CHECKING:
+    from torchjac.planning.operator import LinearOperator
+
+__all__ = ["Weights", "checked_weights", "gram", "side_by_side"]
+
+
+class Weights(ABC):
+    """W, ``(m, m)``, as it acts on rows of J."""
+
+    @abstractmethod
+    def aligned(self, size: int) -> int | None:
+        """About as many rows as ``size``, such that no entry of W leads out of them; None if too many."""
+
+    @abstractmethod
+    def times(self, rows: Tensor, at: slice = slice(None)) -> Tensor:
+        """W·R, of a stretch of rows that W does not lead out of."""
+
+    @abstractmethod
+    def columns(self, at: slice) -> Tensor:
+        """The columns ``at`` of Wᵀ, ``(m, c)``."""
+
+
+class _Diagonal(Weights):
+    def __init__(self, weights: Tensor) -> None:
+        self._weights = weights
+
+    def aligned(self, size: int) -> int:
+        return size
+
+    def times(self, rows: Tensor, at: slice = slice(None)) -> Tensor:
+        return self._weights[at, None] * rows
+
+    def columns(self, at: slice) -> Tensor:
+        raise NotImplementedError  # every size is aligned
+
+
+class _Blocks(Weights):
+    """A block for every ``c`` rows: ``(b, c, c)``, where b·c = m."""
+
+    def __init__(self, blocks: Tensor) -> None:
+        self._blocks, self._c = blocks, blocks.shape[1]
+
+    def aligned(self, size: int) -> int | None:
+        # A few rows more than fit are no harm; many are what blocks are there to avoid.
+        return None if self._c > 2 * size else max(size // self._c, 1) * self._c
+
+    def times(self, rows: Tensor, at: slice = slice(None)) -> Tensor:
+        start, stop, _ = at.indices(len(self._blocks) * self._c)
+        blocks = self._blocks[start // self._c : stop // self._c]
+        # (b·c, k) -> (b, c, k), every block of which W has a block for
+        return (blocks @ rows.reshape(len(blocks), self._c, -1)).reshape(rows.shape)
+
+    def columns(self, at: slice) -> Tensor:
+        whole = self._blocks.new_zeros(len(self._blocks) * self._c, at.stop - at.start)
+        for b in range(at.start // self._c, (at.stop - 1) // self._c + 1):
+            first = b * self._c
+            start, stop = max(at.start, first), min(at.stop, first + self._c)
+            part = self._blocks[b, start - first : stop - first].T
+            whole[first : first + self._c, start - at.start : stop - at.start] = part
+        return whole
+
+
+def checked_weights(op: LinearOperator, where: str, weights: Tensor | None) -> Weights:
+    """Take the diagonal of W, W, or its blocks, and refuse what does not fit the rows of ``op``."""
+    m = op.shape[0]
+    if weights is None:
+        return _Diagonal(torch.ones(m, dtype=op.dtype, device=op.device))
+    sizes = f"({m},), ({m}, {m}) or (b, c, c) with b·c = {m}"
+    expected = f"expected a tensor {sizes}, of {op.dtype} on {op.device}"
+    if not isinstance(weights, Tensor):
+        raise ArgumentTypeError(f"{where}: got a {type(weights).__name__}; {expected}.")
+    if weights.dtype != op.dtype or weights.device != op.device:
+        raise ArgumentTypeError(f"{where}: got {weights.dtype} on {weights.device}; {expected}.")
+    shape = tuple(weights.shape)
+    if shape == (m,):
+        return _Diagonal(weights)
+    if shape == (m, m):
+        return _Blocks(weights[None])
+    if len(shape) == 3 and shape[1] == shape[2] and shape[0] * shape[1] == m:
+        return _Blocks(weights) if m else _Diagonal(weights.reshape(0))
+    raise ArgumentError(f"{where}: got shape {shape}; {expected}.")
+
+
+def gram(op: LinearOperator, weights: Weights) -> Tensor:
+    """JᵀWJ, ``(n, n)``."""
+    m, n = op.shape
+    total = torch.zeros(n, n, dtype=op.dtype, device=op.device)
+    if m > 2 * n:
+        # n passes to one side and n to the other are fewer than m.
+        pairs = ((at, op.T._times(weights.times(block))) for at, block in op._columns())
+        return side_by_side(pairs, total)
+    size = op._pass_size(m)
+    aligned = weights.aligned(size)
+    for at, block in op._rows(size=aligned or size):
+        across = op.T._times(weights.columns(at)).T if aligned is None else weights.times(block, at)
+        total = _plus_product(total, block.T, across)
+    return total
+
+
+def side_by_side(columns: Iterator[tuple[slice, Tensor]], whole: Tensor) -> Tensor:
+    """Stretches of columns as one matrix: written into ``whole`` where nobody differentiates them.
+
+    Kept until all are there, they would lie between the large tensors of the passes, and the memory of
+    these could not be used again: 600 MB more for 200000 × 2000.
+    """
+    parts: list[Tensor] = []
+    for at, part in columns:
+        if part.requires_grad or inside_transform():
+            parts.append(part)
+        else:
+            whole[:, at] = part
+    return torch.cat(parts, 1) if parts else whole
+
+
+def _plus_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    if inside_transform() or left.requires_grad or right.requires_grad:
+        return torch.addmm(total, left, right)
+    return total.addmm_(left, right)
