@@ -1,6 +1,9 @@
 """A compiled plan is the plan: the same numbers, the same refusals, what it captured seen alive."""
 
 import shutil
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import pytest
@@ -123,3 +126,34 @@ def test_a_plan_within_what_torch_compiles():
     run = torch.compile(lambda x: plan(x) * 2, backend="eager")
     x = torch.tensor([0.5, 1.0, 2.0])
     torch.testing.assert_close(run(x), torch.diag(2 * x.cos()))
+
+
+def test_where_all_warnings_are_errors_pytorch_may_warn_of_its_own_parts():
+    """In a process of its own, where nothing of PyTorch's has been imported yet."""
+    code = """
+        import copy, dataclasses, torch, torchjac
+
+        tall = torch.linspace(-1, 1, 60).double().reshape(20, 3)
+        func = lambda x: tall @ (x @ tall).sin()
+        x = torch.linspace(-1, 1, 20).double()
+        compiled = torchjac.jac(func).plan(x).compile()
+        program = copy.copy(compiled._program)
+        program._run = lambda *tensors: [2 * compiled._program._run(*tensors)[0]]
+        try:
+            dataclasses.replace(compiled, _program=program).verify(x)
+        except torchjac.errors.PlanError as error:
+            print(error)
+        assert compiled.verify(x)
+        torch.testing.assert_close(compiled(x), torchjac.jac(func, mode="forward")(x))
+        assert torchjac.hessian(lambda x: func(x).sum()).plan(x).compile().verify(x)
+        assert torchjac.jac(func).plan(x, tune=True).verify(x)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "one plain forward pass" in done.stdout

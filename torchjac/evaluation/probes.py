@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchjac.evaluation.batching import load_forward_rules
 from torchjac.evaluation.engines import FlatFunction, Graph
 from torchjac.evaluation.surroundings import exclusively
 from torchjac.structure.blocks import SparseBlock
@@ -168,6 +169,7 @@ def forward_probe(
     slack: float = 0.0,
 ) -> bool:
     """Whether J·v agrees with one plain forward pass; True where PyTorch has no rule for one."""
+    load_forward_rules()
     directions = random_like(primals)
 
     def values(*here: Tensor) -> tuple[Tensor, ...]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -69,10 +70,18 @@ def compile_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
             "Run it without compiling it, or install a newer PyTorch."
         )
     try:
-        with exclusively(), without_transforms(), without_modes(), torch.no_grad():
+        with exclusively(), without_transforms(), without_modes(), torch.no_grad(), _calmly():
             return _compile(graph, [*tensors, *captured_tensors(graph).values()])
     except Exception as error:
         raise UnsupportedError(_reason(error)) from error
+
+
+@contextlib.contextmanager
+def _calmly() -> Iterator[None]:
+    """Keep to itself what PyTorch warns of its own parts: no code of the user's runs here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _supported() -> bool:
