@@ -14,12 +14,15 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _python_dispatch
+from torch.utils._device import DeviceContext
 
 __all__ = [
     "Draw",
     "carry_tangents",
     "compiling",
+    "defaults",
     "exclusively",
     "has_values",
     "inside_transform",
@@ -77,17 +80,36 @@ def without_modes() -> contextlib.AbstractContextManager[object]:
     return cast("contextlib.AbstractContextManager[object]", step_out())
 
 
-def nothing_around() -> bool:
-    """True in plain eager code: no transform, compiler, mode, autocast or level of forward mode."""
+def nothing_around(*, autocast: bool = False) -> bool:
+    """True in plain eager code: no transform, compiler, mode or level of forward mode.
+
+    Nor autocast, unless ``autocast`` says that it would not matter. A default device is no mode here: it
+    is asked for by `defaults`.
+    """
     return (
         _functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_torch_function_mode_enabled()
+        and (not torch._C._len_torch_function_stack() or _default_device() is not None)
         and not torch.is_inference_mode_enabled()
-        and not torch._C._is_any_autocast_enabled()
+        and (autocast or not torch._C._is_any_autocast_enabled())
         and not compiling()
     )
+
+
+_cpu = torch.device("cpu")
+
+
+def defaults() -> tuple[torch.dtype, torch.device | None]:
+    """What a new tensor is of, and where, if nobody says it; None where modes have a say in that."""
+    device = _default_device() if torch._C._len_torch_function_stack() else _cpu
+    return torch.get_default_dtype(), device
+
+
+def _default_device() -> torch.device | None:
+    """That of the innermost of the modes, if all of them are about no more than that."""
+    modes = _get_current_function_mode_stack()
+    return modes[-1].device if all(type(mode) is DeviceContext for mode in modes) else None
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchjac.errors import PlanMismatchError
 from torchjac.evaluation.deferred import recomputed
 from torchjac.evaluation.programs.program import Program
-from torchjac.evaluation.surroundings import is_out_of_memory, nothing_around
+from torchjac.evaluation.surroundings import defaults, is_out_of_memory, nothing_around
 from torchjac.planning.bindings import noun
 from torchjac.planning.candidates import Candidate, inputs_of
 from torchjac.planning.captures import Captures
@@ -120,7 +120,7 @@ class Plan:
                 f"{self._name}: a captured tensor whose zeros shaped the pattern was changed in place. "
                 f"Make a new plan."
             )
-        if torch.get_default_dtype() is not program.default_dtype:
+        if defaults() != program.defaults:
             return None
         if tensors is None:
             call, problem = self._transform.ask(args, kwargs)

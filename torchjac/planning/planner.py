@@ -42,10 +42,10 @@ def make_plan(
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return make_plan(transform, args, kwargs, tune=tune)
-    if not nothing_around():
+    if not nothing_around(autocast=True):
         raise PlanError(
-            f"{transform.name}(...).plan: a plan cannot be made within vmap, grad, torch.compile or a "
-            f"dispatch mode. Make it outside, and call it there; or call the transform itself."
+            f"{transform.name}(...).plan: a plan cannot be made within vmap, grad, torch.compile or a mode "
+            f"of torch's dispatch. Make it outside, and call it there; or call the transform itself."
         )
     call, problem = transform.ask(args, kwargs)
     problem.primals = out_of_inference(problem.primals)
@@ -106,6 +106,9 @@ def _designed(
     problem: Problem, record: Record, captures: Captures, draw: Draw, tune: bool
 ) -> Design:
     """The design, of which the chosen way has stood the test on the arguments at hand."""
+    if not nothing_around():
+        reason = "autocast is on, whose casts a trace would hold where it is off or another one"
+        return without_trace(problem, record, reason)
     if changed := captures.changed():
         return without_trace(problem, record, f"func changes what it reaches: {changed}")
     if not captures.is_sure:

@@ -143,7 +143,7 @@ class _Rewriting:
                 return self.at(argument, places)
             key = (argument, id(places))
             if key not in self._moved:
-                spread = torch.arange(like.numel()).view(like.shape).expand(shape)
+                spread = torch.arange(like.numel(), device="cpu").view(like.shape).expand(shape)
                 self._moved[key] = spread.reshape(-1)[places]
             return self.at(argument, self._moved[key])
 
@@ -190,7 +190,7 @@ class _Rewriting:
         if order is None:
             return whole
         back = torch.empty_like(order)
-        back[order] = torch.arange(len(order))
+        back[order] = torch.arange(len(order), device="cpu")
         self.cost += _GATHER * len(order)
         return self._new(
             aten.index_select.default, self.as_node(whole), 0, self.as_node(back.int())
@@ -260,7 +260,7 @@ def _map(node: Node) -> Tensor:
     """For every element that a move makes, the position it comes from; -1 where there is a zero."""
     source = _source(node)
     like = source.meta["val"]
-    numbers = torch.arange(1, like.numel() + 1).view(like.shape)
+    numbers = torch.arange(1, like.numel() + 1, device="cpu").view(like.shape)
     target: Any = aten.reshape.default if _name(node) in _RESHAPES else node.target
     moved: Tensor = target(
         numbers, *node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "memory_format"}

@@ -81,8 +81,8 @@ def _onednn_is_faster(threads: int) -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     left, right = (
-        torch.randn(512, 256, generator=generator),
-        torch.randn(256, 256, generator=generator),
+        torch.randn(512, 256, generator=generator, device="cpu"),
+        torch.randn(256, 256, generator=generator, device="cpu"),
     )
     blas = _least_time(lambda: torch.mm(left, right))
     onednn = _least_time(lambda: _product(left, right))

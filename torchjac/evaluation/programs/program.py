@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchjac.evaluation.programs.tracing import captured_tensors, draws_random_numbers
+from torchjac.evaluation.surroundings import defaults
 
 __all__ = ["Program"]
 
@@ -32,8 +33,8 @@ class Program:
         self.captured = tuple(held.values())
         self.is_random = draws_random_numbers(graph)
         self._kinds = [(t, t.shape, t.dtype, t.device) for t in self.captured]
-        self.default_dtype = torch.get_default_dtype()
-        """It is written into the graph wherever the function made a tensor without saying of what."""
+        self.defaults = defaults()
+        """They are written into the graph wherever the function made a tensor without saying of what."""
         self._run = run or lifted(graph, held)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:

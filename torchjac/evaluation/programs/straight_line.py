@@ -254,9 +254,9 @@ class _Numbering(Interpreter):
         """The elements of an argument, read from its memory."""
         if like.dtype not in _TYPES:
             raise UnfitError(f"an argument of {like.dtype}")
-        offsets = torch.zeros(like.shape, dtype=torch.int64)
+        offsets = torch.zeros(like.shape, dtype=torch.int64, device="cpu")
         for dim, (side, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
-            ahead = torch.arange(side) * stride
+            ahead = torch.arange(side, device="cpu") * stride
             # (side,) -> (side, 1, ..., 1)
             offsets = offsets + ahead.view(-1, *[1] * (like.dim() - dim - 1))
 
@@ -271,13 +271,13 @@ class _Numbering(Interpreter):
             return value.of
         if isinstance(value, Tensor):
             return self._each(value.dtype, self.tape.constant, value.to(torch.float64)).of
-        return torch.tensor(self.tape.constant(value))
+        return torch.tensor(self.tape.constant(value), device="cpu")
 
     def _each(self, dtype: torch.dtype, make: Callable[..., int], *tensors: Tensor) -> _Numbers:
         """Make an expression of each element and its partners, after broadcasting."""
         spread = torch.broadcast_tensors(*tensors)
         rows = zip(*[tensor.reshape(-1).tolist() for tensor in spread], strict=True)
-        made = torch.tensor([make(*row) for row in rows], dtype=torch.int64)
+        made = torch.tensor([make(*row) for row in rows], dtype=torch.int64, device="cpu")
         return _Numbers(made.view(spread[0].shape), dtype)
 
     def run_node(self, n: Node) -> Any:
@@ -366,7 +366,7 @@ class _Numbering(Interpreter):
             sums = [functools.reduce(add, row, tape.zero) for row in table]
             made = [tape.mul(dtype, scale, total) for total in sums]
         sides = [1 if dim in over else shape[dim] for dim in range(rank) if keepdim or dim in kept]
-        return _Numbers(torch.tensor(made, dtype=torch.int64).view(sides), dtype)
+        return _Numbers(torch.tensor(made, dtype=torch.int64, device="cpu").view(sides), dtype)
 
 
 def _of_kind(tree: Any, kind: type) -> list[Any]:
