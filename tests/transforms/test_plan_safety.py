@@ -5,6 +5,7 @@ import functools
 import logging
 import random
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 import torchjac
 from tests.sparse import DETECTS
-from torchjac.errors import PlanError, PlanMismatchError, TorchjacError
+from torchjac.errors import (
+    PlanError,
+    PlanMismatchError,
+    TorchjacError,
+    TorchjacFallbackWarning,
+    UnsupportedError,
+)
 from torchjac.foundations.pytree import flatten
 
 pytestmark = [
@@ -108,6 +115,17 @@ class Shifted(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return g + 1
+
+
+class ThroughNumpy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.sin(x.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * torch.from_numpy(np.cos(ctx.saved_tensors[0].detach().numpy()))
 
 
 def held_back(x: Tensor) -> Tensor:
@@ -219,18 +237,32 @@ def test_a_backward_that_is_not_linear_is_never_transposed(
     torch.testing.assert_close(plan(Y), single_passes(func, Y))
 
 
+@pytest.mark.parametrize(
+    ("transform", "x"),
+    [
+        (lambda f: torchjac.jac(f, mode="forward"), X),
+        (lambda f: torchjac.hessian(lambda x: f(x).sum(), mode="reverse-over-forward"), X),
+        (lambda f: torchjac.batched_jac(f, mode="forward"), X[None]),
+    ],
+    ids=["jac", "hessian", "batched_jac"],
+)
+@pytest.mark.parametrize("func", [Clipped.apply, ThroughNumpy.apply], ids=["clipped", "numpy"])
+def test_what_the_mode_cannot_do_is_refused_at_the_plan(func: Any, transform: Any, x: Any) -> None:
+    with pytest.raises(UnsupportedError) as by_call:
+        transform(func)(x)
+    with pytest.raises(UnsupportedError) as by_plan:
+        transform(func).plan(x)
+    assert str(by_plan.value) == str(by_call.value)
+
+
+def test_forward_mode_without_a_trace_is_planned_by_sizes_where_pytorch_has_it() -> None:
+    func = lambda x: MATRIX @ (x.sin() if x.sum() > 0 else x.cos())  # noqa: E731
+    plan = torchjac.jac(func, mode="forward").plan(X)
+    assert BY_SIZES in reason(plan)
+    torch.testing.assert_close(plan(Y), single_passes(func, Y))
+
+
 # What it cannot look through
-
-
-class ThroughNumpy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return torch.from_numpy(np.sin(x.detach().numpy()))
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * torch.from_numpy(np.cos(ctx.saved_tensors[0].detach().numpy()))
 
 
 def over_a_threshold(x: Tensor) -> Tensor:
@@ -298,6 +330,27 @@ def test_what_a_plan_cannot_look_through_is_said_and_right(name: str) -> None:
     assert "through the function itself" in str(plan)
     for x in (X, Y):
         torch.testing.assert_close(plan(x), single_passes(func, x))
+
+
+def one_or_the_other(x: Tensor) -> Tensor:
+    return x.sin() if x.sum() > 0 else x.cos()
+
+
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize(
+    "func",
+    [one_or_the_other, lambda x: x * x.detach().sum().item(), lambda x: x[x > 0].sum() * x],
+    ids=["branch", "item", "mask"],
+)
+def test_samples_that_pytorch_cannot_vmap_are_planned_one_by_one(func: Any, mode: str) -> None:
+    x = torch.stack([X, Y, -X])
+    with pytest.warns(TorchjacFallbackWarning, match="cannot vmap this function"):
+        plan = torchjac.batched_jac(func, mode=mode).plan(x)
+    assert BY_SIZES in reason(plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that has been said
+        got = plan(x)
+    torch.testing.assert_close(got, torch.stack([single_passes(func, row) for row in x]))
 
 
 def test_a_refused_trace_prints_nothing(capfd: Any, caplog: Any) -> None:

@@ -11,15 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchjac.errors import DerivativeMismatchWarning, PlanError, SparsityMismatchError
+from torchjac.errors import (
+    DerivativeMismatchWarning,
+    PlanError,
+    SparsityMismatchError,
+    TorchjacError,
+    UnsupportedError,
+)
 from torchjac.evaluation.probes import are_alike
 from torchjac.evaluation.programs.tracing import UntraceableError
-from torchjac.evaluation.surroundings import Draw, has_values, nothing_around, out_of_inference
+from torchjac.evaluation.surroundings import (
+    Draw,
+    has_values,
+    is_out_of_memory,
+    nothing_around,
+    out_of_inference,
+)
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.attempt import attempt
 from torchjac.planning.candidates import inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.design import Design, design, without_trace
+from torchjac.planning.fallback import warn_slower
 from torchjac.planning.fields import Arguments, Fields, as_dense
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Record, remember
@@ -27,6 +40,7 @@ from torchjac.planning.plan import Plan, Transform
 from torchjac.planning.problem import Problem
 from torchjac.planning.solve import first_look
 from torchjac.planning.verify import verified
+from torchjac.planning.ways import Way
 
 __all__ = ["assembled", "captures_of", "make_plan"]
 
@@ -51,7 +65,7 @@ def make_plan(
     problem.primals = out_of_inference(problem.primals)
     captures = captures_of(transform, args, kwargs)
     draw = Draw(problem.primals)
-    record = first_look(problem, draw)
+    record = _seen(problem, draw)
     found = _designed(problem, record, captures, draw, tune)
     if found.chosen.colored and problem.sparsity is None and found.compression is not None:
         problem.sparsity = found.compression.pattern
@@ -61,7 +75,31 @@ def make_plan(
         )
     if found.chosen.program is None:
         record.ways = (found.chosen.way, *[w for w in record.ways if w != found.chosen.way])
-    return assembled(transform, call, problem, found, args, kwargs, captures, record)
+    plan = assembled(transform, call, problem, found, args, kwargs, captures, record)
+    if found.chosen.program is None and not any(map(_is_backward, record.ways)):
+        # PyTorch may have no forward rule, and nobody should learn of that at the first call.
+        with draw.aside():
+            plan.answer(args, kwargs)
+    return plan
+
+
+def _seen(problem: Problem, draw: Draw) -> Record:
+    """The first look, sample by sample where PyTorch cannot vmap the function; see `solve`."""
+    try:
+        return first_look(problem, draw)
+    except Exception as error:
+        own = isinstance(error, TorchjacError) and not isinstance(error, UnsupportedError)
+        if problem.slower is None or own or is_out_of_memory(error):
+            raise
+        problem.function = problem.slower
+        record = first_look(problem, draw)
+        warn_slower(problem.name, error, len(problem.primals[0]))
+        return record
+
+
+def _is_backward(way: Way) -> bool:
+    """Whether it is made of backward passes alone, which PyTorch has for all that it differentiates."""
+    return way.direction == "reverse" and way.inner != "forward"
 
 
 def captures_of(transform: Transform, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captures:
