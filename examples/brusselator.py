@@ -111,13 +111,14 @@ def draw(size: int, picture: str) -> None:
     """Save a picture of the pattern of a small grid, each entry in the colour of its column."""
     import matplotlib.pyplot as plt
 
-    size = min(size, 8)
+    size = min(size, 6)
     pattern = torchjac.jac_sparsity(brusselator(size))(start(size))
     coloring = torchjac.color(pattern, by="columns")
     # No background and grey letters, for light pages and for dark ones.
     grey = dict.fromkeys(["text.color", "axes.edgecolor", "xtick.color", "ytick.color"], "0.5")
     with plt.rc_context(grey):
         axes = pattern.spy(colors=coloring)
+        axes.collections[0].set(cmap="tab10", clim=(-0.5, 9.5))
         axes.set_title(f"Brusselator, {size}×{size} grid: {coloring.num_colors} colours")
         plt.savefig(picture, dpi=120, bbox_inches="tight", transparent=True)
         plt.close()
