@@ -14,7 +14,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["lint", "types", "imports", "tests"]
+nox.options.sessions = ["lint", "types", "imports", "docs", "tests"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -111,6 +111,15 @@ def quickstart(session: nox.Session) -> None:
     session.install(*TORCH[DEFAULT_TORCH])
     session.install("--editable", ".")
     session.run("python", "examples/quickstart.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of the documentation, strictly; ``-- serve`` shows it while it is written."""
+    session.install(*needs("docs"))
+    task = session.posargs or ["build", "--site-dir", ".nox/site"]
+    env = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement
+    session.run("mkdocs", *task, "--config-file", ".mkdocs.yml", env=env)
 
 
 @nox.session(default=False)

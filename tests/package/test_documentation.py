@@ -4,9 +4,12 @@ import ast
 import doctest
 import importlib
 import inspect
+import itertools
 import os
 import pkgutil
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,21 +94,27 @@ def test_every_module_and_every_public_thing_in_it_says_what_it_is(name):
     assert silent == []
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def place(path):
+    return path.relative_to(ROOT).as_posix()
 
 
 def said(block):
     """What a block says that it prints: the comments beside its prints, or below them."""
     lines, found = block.splitlines(), []
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if line.startswith("print("):
-            beside = re.search(r"  # (.*)$", line)
-            below = re.match(r"# (.*)$", following)
-            found += [comment.group(1) for comment in (beside or below,) if comment]
+    for at, line in enumerate(lines):
+        if not line.lstrip().startswith("print("):
+            continue
+        beside = re.search(r"  # (.*)$", line)
+        below = itertools.takewhile(lambda line: line.startswith("# "), lines[at + 1 :])
+        found += [beside.group(1)] if beside else [line[2:] for line in below]
     return found
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=place)
 def test_the_examples_of_a_page_run_and_print_what_the_page_says(path, capsys):
     # The blocks of a page are one program.
     space = {"__name__": path.stem}
@@ -120,3 +129,75 @@ def test_the_examples_of_a_page_run_and_print_what_the_page_says(path, capsys):
 
 def test_the_readme_says_what_its_examples_print():
     assert sum(line.startswith("print(") for line in PAGES[0].read_text("utf-8").splitlines()) >= 4
+
+
+# The site: `nox -s docs` builds it, and looks at its links once more.
+
+TEXTS = [*PAGES, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md"))]
+TEXTS += [ROOT / folder / "README.md" for folder in ("benchmarks", "tests")]
+DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+
+
+def prose(path):
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def anchors(path):
+    """What a link to a page may name: its headings, as the repository's host and the site spell them."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    words = (re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings)
+    return {*words, *DIRECTIVE.findall(prose(path))}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=place)
+def test_the_links_of_a_page_lead_somewhere(path):
+    dead = []
+    for link in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", prose(path)):
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        found = target.exists() and (
+            target.suffix != ".md" or not anchor or anchor in anchors(target)
+        )
+        dead += [] if found else [link]
+    assert dead == []
+
+
+def public_names(name, thing):
+    """A name, or of a module those that it offers."""
+    if not inspect.ismodule(thing):
+        return [name]
+    return [
+        full
+        for part in thing.__all__
+        for full in public_names(f"{name}.{part}", getattr(thing, part))
+    ]
+
+
+def test_the_reference_documents_every_public_name_once():
+    pages = [path.read_text(encoding="utf-8") for path in (DOCS / "reference").glob("*.md")]
+    documented = [
+        full
+        for directive in DIRECTIVE.findall("\n".join(pages))
+        for full in public_names(directive, pkgutil.resolve_name(directive))
+    ]
+    assert sorted(documented) == sorted(public_names("torchjac", torchjac))
+
+
+PICTURES = sorted(path for path in (DOCS / "pictures").glob("*.py") if path.stem != "drawing")
+
+
+@pytest.mark.parametrize("script", PICTURES, ids=lambda path: path.stem)
+def test_a_picture_is_what_its_script_draws(script, tmp_path):
+    subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {f"{script.stem}-light.svg", f"{script.stem}-dark.svg"}
+    used = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
+    for name in drawn:
+        assert len(texts(tmp_path / name)) > 2
+        assert texts(tmp_path / name) == texts(script.parent / name)
+        assert f"pictures/{name}#" in used
+
+
+def texts(path):
+    """What is written in a picture, which says what it shows on every version of Matplotlib."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
