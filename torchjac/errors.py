@@ -16,6 +16,7 @@ __all__ = [
     "PatternError",
     "PlanError",
     "PlanMismatchError",
+    "RankError",
     "SparsityMismatchError",
     "StructureError",
     "TorchjacError",
@@ -74,6 +75,10 @@ class PlanError(TorchjacError, ValueError):
 
 class SparsityMismatchError(TorchjacError, ValueError):
     """A sparsity pattern that was given lacks entries which the derivative has."""
+
+
+class RankError(TorchjacError, RuntimeError):
+    """Another process of a mesh cannot go on, so that this one cannot either."""
 
 
 class DerivativeMismatchWarning(UserWarning):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from torchjac.evaluation.divided import divided
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
 from torchjac.evaluation.evaluator import Places, assemble, places_in, refuse_other_values, run
-from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.surroundings import Draw, exclusively, has_values, inside_transform
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, Seeds
@@ -82,7 +82,9 @@ def _multiplied(
     seeds, size = _prepare(problem, way, engine, record)
     if isinstance(engine, Graph) and record is not None and to_check(problem, way, record):
         engine.outlives_passes = True
-    places = _places(problem)
+    places, ranks = _places(problem), problem.ranks
+    if ranks is not None:
+        return divided(ranks, engine, seeds, size, shown=problem.shown), seeds.total
     return run(engine, seeds, size, places=places, shown=problem.shown), seeds.total
 
 
@@ -102,8 +104,9 @@ def _answer(
     passes: int,
 ) -> Answer:
     values, carried = engine.values, engine.carried
-    if isinstance(function, Jacobian):
-        values, carried = carried[: function.num_values], carried[function.num_values :]
+    count = getattr(function, "num_values", None)
+    if count is not None:
+        values, carried = carried[:count], carried[count:]
     graph = engine if isinstance(engine, Graph) else None
     return Answer(way, passes, leaves, values, carried, problem.outcome(), graph)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.progress import metered
+from torchjac.foundations.ranks import Ranks
 from torchjac.planning.modes import choose_mode
 from torchjac.planning.operator import LinearOperator
 
@@ -28,10 +29,17 @@ class Blocks(Iterator[tuple[slice, Tensor]]):
         by: what a block is a stretch of, or ``"auto"``.
         chunk_size: how many of them.
         shown: the name under which progress is shown, if it is.
+        ranks: who the blocks are divided over, if they are.
     """
 
     def __init__(
-        self, op: LinearOperator, by: str, chunk_size: Any, *, shown: str | None = None
+        self,
+        op: LinearOperator,
+        by: str,
+        chunk_size: Any,
+        *,
+        shown: str | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         m, n = op.shape
         columns = by == "columns" or (by == "auto" and choose_mode(n, m) == "forward")
@@ -40,11 +48,15 @@ class Blocks(Iterator[tuple[slice, Tensor]]):
         self.value = op.value
         """What func returned, from the one evaluation."""
         count = n if columns else m
-        size = op._pass_size(count) if chunk_size == "auto" else chunk_size or max(count, 1)
-        self.chunk_size = min(size, max(count, 1))
+        share = range(count) if ranks is None else ranks.share(count)
+        many = max(len(share), 1)
+        size = op._pass_size(many) if chunk_size == "auto" else chunk_size or many
+        self.chunk_size = min(size, many)
         """Rows, or columns, of every block but the last."""
-        self._left = -(-count // self.chunk_size)
-        self._blocks = self._made(op, range(count), shown)
+        self._left = -(-len(share) // self.chunk_size)
+        self._blocks = self._made(op, share, shown)
+        if ranks is not None:
+            self._blocks = _heard(self._blocks, ranks)
 
     def _made(
         self, op: LinearOperator, share: range, shown: str | None
@@ -69,6 +81,16 @@ class Blocks(Iterator[tuple[slice, Tensor]]):
     def __repr__(self) -> str:
         m, n = self.shape
         return f"Blocks({m}×{n} by {self.by}, {self._left} to come, {self.dtype}, {self.device})"
+
+
+def _heard(blocks: Iterator[tuple[slice, Tensor]], ranks: Ranks) -> Iterator[tuple[slice, Tensor]]:
+    """The same blocks; where those of one rank cannot all be made, all ranks hear of it at the end."""
+    try:
+        yield from blocks
+    except Exception as error:
+        ranks.meet("all blocks are made", error)
+        raise
+    ranks.meet("all blocks are made")
 
 
 def _without_graph(blocks: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:

@@ -9,10 +9,12 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.engines import FlatFunction, Graph
+from torchjac.evaluation.engines import Direction, FlatFunction, Graph
 from torchjac.evaluation.functions import Jacobian
+from torchjac.evaluation.narrowed import Cut
 from torchjac.evaluation.programs.linear import Point
 from torchjac.foundations.layout import Layout
+from torchjac.foundations.ranks import Ranks
 from torchjac.planning.compressed import Compression
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
 from torchjac.structure.blocks import SparseBlock
@@ -60,6 +62,12 @@ class Problem:
     """The name under which progress is shown, if it is."""
     sparsity: SparsityPattern | Literal["detect"] | None = None
     """Where the nonzeros are, if anything is to be made of it."""
+    whole: FlatFunction | None = None
+    """Of a part of a derivative: the function before it was narrowed."""
+    cut: Cut | None = None
+    """Which part."""
+    ranks: Ranks | None = None
+    """Who the products of a compressed derivative are divided over."""
     others: Others | None = None
     """The tensors that the function takes beside the primals, and how to put others in their place."""
     layout: torch.layout = torch.strided
@@ -89,7 +97,12 @@ class Problem:
             return self.point.function
         if way.inner is None:
             return self.function
-        return Jacobian(self.function, way.inner, vectorise=way.vectorised)
+        return self.outer(way.inner, vectorise=way.vectorised)
+
+    def outer(self, inner: Direction, *, vectorise: bool) -> FlatFunction:
+        """The function that a Hessian is the Jacobian of."""
+        jacobian = Jacobian(self.whole or self.function, inner, vectorise=vectorise)
+        return jacobian if self.cut is None else self.cut.of(jacobian)
 
 
 @dataclass

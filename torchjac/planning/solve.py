@@ -79,7 +79,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     if draw is None or not to_check(problem, answer.way, record):
         return answer
     # What the answer is compared with must not be written over it.
-    known, apart = record, replace(problem, into=None, shown=None)
+    known, apart = record, replace(problem, into=None, shown=None, ranks=None)
     try:
         return verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
     except SparsityMismatchError:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torchjac.errors import DerivativeMismatchWarning, SparsityMismatchError
 from torchjac.evaluation.cancellation import rounding_of_terms
 from torchjac.evaluation.engines import FlatFunction, Graph, linearize
-from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.probes import (
     adjoint_probe,
     agree,
@@ -178,7 +177,7 @@ def trusted_function(problem: Problem) -> FlatFunction:
     """The function that the leaves are the Jacobian of, as plain backward passes give it."""
     if problem.order == 1:
         return problem.function
-    return Jacobian(problem.function, "reverse", vectorise=False)
+    return problem.outer("reverse", vectorise=False)
 
 
 def recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
@@ -197,7 +196,7 @@ def recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
         return None
     assert isinstance(graph, Graph)
     # A Jacobian carries the outputs of its function first, and maybe more behind them.
-    values = graph.values if problem.order == 1 else graph.carried
+    values = graph.carried if hasattr(function, "num_values") else graph.values
     return graph if are_alike(values[: len(answer.values)], answer.values) else None
 
 

@@ -46,6 +46,7 @@ def batched_jac(
     check: Check = "first",
     out: Any = None,
     progress: bool = False,
+    device_mesh: Any = None,
 ) -> Callable[..., Any]:
     """Return a function that computes the Jacobian of every sample of a batch.
 
@@ -69,6 +70,9 @@ def batched_jac(
             influence each other, by 2·log2(B) plain backward passes.
         out: as for `torchjac.jac`.
         progress: as for `torchjac.jac`.
+        device_mesh: as for `torchjac.jac`; the samples are divided, and the result (and the value) is sharded
+            along them. With ``per_sample=False`` ``func`` is given a rank's own samples only, and what it
+            returns as aux is of these.
 
     Returns:
         A function with the signature of ``func`` that returns the per-sample Jacobians, in the
@@ -127,7 +131,12 @@ def batched_jac(
         return outcome.jacobian([batch.input_trees(row) for row in leaves])
 
     own = {"in_dims": in_dims, "per_sample": per_sample, "randomness": randomness}
-    delivery = Delivery.checked(name, out, progress)
+    if device_mesh is not None and randomness == "different":
+        raise OptionError(
+            f"{name}(randomness='different', device_mesh=...): every rank evaluates its own samples, so that "
+            f"no draw would be that of one process. Draw before, and pass what was drawn as an argument."
+        )
+    delivery = Delivery.checked(name, out, progress, device_mesh)
     return transformed(Transform(name, func, options, ask, tree, own, delivery))
 
 
@@ -164,6 +173,19 @@ class _BatchCall(Call):
             self._with_batch_first(primal, dim)
             for primal, dim in zip(self.primals, self._primal_dims, strict=True)
         ]
+
+    def narrowed(self, samples: range) -> tuple[Any, ...]:
+        """The positional arguments of a call with consecutive samples of this one."""
+        leaves, spec = flatten(self._args)
+        return tuple(
+            unflatten(
+                [
+                    leaf if dim is None else leaf.narrow(dim, samples.start, len(samples))
+                    for leaf, dim in zip(leaves, self._argument_dims, strict=True)
+                ],
+                spec,
+            )
+        )
 
     def _check_batch(self) -> None:
         """Refuse a batch that the function cannot be evaluated for."""

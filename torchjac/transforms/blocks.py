@@ -9,7 +9,9 @@ import torch
 
 from torchjac.errors import UnsupportedError
 from torchjac.evaluation.surroundings import compiling, inside_transform
+from torchjac.foundations.ranks import Ranks
 from torchjac.planning.blocks import Blocks
+from torchjac.transforms.facts import argument_facts
 from torchjac.transforms.operators import maker
 from torchjac.transforms.options import (
     Argnums,
@@ -32,6 +34,7 @@ def jac_blocks(
     by: Literal["rows", "columns", "auto"] = "auto",
     chunk_size: ChunkSize = "auto",
     progress: bool = False,
+    device_mesh: Any = None,
 ) -> Callable[..., Blocks]:
     """Return a function that gives the Jacobian of ``func`` in blocks, and never holds the matrix.
 
@@ -47,6 +50,9 @@ def jac_blocks(
         chunk_size: rows, or columns, in a block. ``"auto"`` fits a pass into free memory, None makes a
             single block.
         progress: as for `torchjac.jac`.
+        device_mesh: as for `torchjac.jac`; every rank gets the blocks of its share of the rows, or columns,
+            as plain tensors, the slices being those of the whole matrix. The ranks meet when the call is
+            made and when the last block has been taken, so go through all of them.
 
     Returns:
         A function with the signature of ``func`` that returns an iterator of ``(slice, block)``, to be gone
@@ -80,6 +86,8 @@ def jac_blocks(
     check_chunk_size(name, chunk_size)
     check_choice(name, "by", by, _BY)
     check_flag(name, "progress", progress)
+    if device_mesh is not None:
+        Ranks.check(name, device_mesh)
     make = maker(name, func, argnums, order=1)
 
     @like_func(func)
@@ -89,8 +97,24 @@ def jac_blocks(
                 f"{name}: blocks are made one after another in plain eager code, not within vmap, grad, jvp "
                 f"or torch.compile. Use jac or jac_operator there."
             )
-        with torch.no_grad():
-            op = make(*args, **kwargs)
-        return Blocks(op, by, chunk_size, shown=name if progress else None)
+        if device_mesh is None:
+            with torch.no_grad():
+                op = make(*args, **kwargs)
+            return Blocks(op, by, chunk_size, shown=name if progress else None)
+        return divided(Ranks(name, device_mesh), args, kwargs)
+
+    def divided(ranks: Ranks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Blocks:
+        # It takes torch.distributed, which most calls do without.
+        from torchjac.planning.shares import tell_values, together
+
+        def work() -> Blocks:
+            ranks.facts |= argument_facts(args, kwargs)
+            with torch.no_grad():
+                op = make(*args, **kwargs)
+            tell_values(ranks, op._point.engine.values)
+            shown = name if progress and ranks.rank == 0 else None
+            return Blocks(op, by, chunk_size, shown=shown, ranks=ranks)
+
+        return together(ranks, work)
 
     return blocks

@@ -23,6 +23,9 @@ Leaves: TypeAlias = Sequence[Sequence[Any]]
 """One value for every block of a derivative, ``[output][input]``."""
 
 
+_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+
+
 class _Aux(NamedTuple):
     leaves: list[Any]
     spec: TreeSpec
@@ -77,6 +80,8 @@ class Call:
         kwargs: Mapping[str, Any],
     ) -> None:
         self.options = options
+        if isinstance(func, _WRAPPERS):
+            func = func.module  # they are for training: their hooks are not for torch.func
         self._func, self._args, self._kwargs = func, args, dict(kwargs)
         self._positions: list[int] = []
         self.names: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,8 +17,10 @@ from torchjac.errors import (
 )
 from torchjac.evaluation.surroundings import compiling, inside_transform
 from torchjac.foundations.pytree import flatten
+from torchjac.foundations.ranks import Ranks
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import solve
+from torchjac.transforms.facts import argument_facts, parameter_facts
 from torchjac.transforms.options import check_flag
 
 __all__ = ["PLAIN", "Delivery", "delivered"]
@@ -29,10 +31,15 @@ class Delivery(NamedTuple):
 
     out: Any = None
     progress: bool = False
+    device_mesh: Any = None
 
     @staticmethod
     def checked(
-        name: str, out: Any, progress: bool, layout: torch.layout = torch.strided
+        name: str,
+        out: Any,
+        progress: bool,
+        device_mesh: Any,
+        layout: torch.layout = torch.strided,
     ) -> Delivery:
         """Refuse what cannot be meant, when the transform is built."""
         check_flag(name, "progress", progress)
@@ -41,20 +48,31 @@ class Delivery(NamedTuple):
                 f"{name}(out=..., layout={layout}): only dense results are written into given memory. Use "
                 f"layout=torch.strided, or no out."
             )
-        return Delivery(out, progress)
+        if device_mesh is not None:
+            Ranks.check(name, device_mesh)
+            if out is not None:
+                raise OptionError(
+                    f"{name}(out=..., device_mesh=...): with a mesh every rank has its share, in a DTensor "
+                    f"of its own. Copy the result's to_local(), or use one of the two."
+                )
+        return Delivery(out, progress, device_mesh)
 
     @property
     def is_plain(self) -> bool:
-        """Whether a result is made in memory of its own, and nothing shown."""
-        return self.out is None and not self.progress
+        """Whether a result is made in memory of its own, by this process, and nothing shown."""
+        return self.out is None and not self.progress and self.device_mesh is None
 
     def refuse_plan(self, name: str) -> None:
         """A plan returns results of its own."""
-        if self.out is not None:
-            raise PlanError(
-                f"{name}(out=...).plan: a plan does not write into given tensors. Build the transform "
-                f"without out, and copy what the plan returns."
-            )
+        for option, remedy in (
+            ("out", "copy what the plan returns"),
+            ("device_mesh", "plan in every process for a part of the problem"),
+        ):
+            if getattr(self, option) is not None:
+                raise PlanError(
+                    f"{name}({option}=...).plan: a plan returns results of its own, made by one process. "
+                    f"Build the transform without {option}, and {remedy}."
+                )
 
 
 PLAIN = Delivery()
@@ -64,25 +82,67 @@ class _Transform(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def ask(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]: ...
+
     def tree(self, call: Any, outcome: Any, leaves: Sequence[Sequence[Any]]) -> Any: ...
 
     def give(self, call: Any, answer: Answer) -> Any: ...
 
 
-def delivered(transform: _Transform, delivery: Delivery, call: Any, problem: Problem) -> Any:
-    """Solve the problem, and bring the result as it is wanted."""
+def delivered(
+    transform: _Transform, delivery: Delivery, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """Solve the problem that a call poses, and bring the result as it is wanted."""
+    if delivery.out is not None or delivery.device_mesh is not None:
+        _refuse_surroundings(transform.name, delivery)
+    if delivery.device_mesh is not None:
+        return _divided(transform, delivery, args, kwargs)
+    call, problem = transform.ask(args, kwargs)
     problem.shown = transform.name if delivery.progress and not compiling() else None
-    if delivery.out is None:
-        return transform.give(call, solve(problem))
-    return _written(transform, delivery.out, call, problem)
+    if delivery.out is not None:
+        return _written(transform, delivery.out, call, problem)
+    return transform.give(call, solve(problem))
+
+
+def _refuse_surroundings(name: str, delivery: Delivery) -> None:
+    if compiling() or inside_transform() or torch._C._len_torch_dispatch_stack():
+        option = "out" if delivery.out is not None else "device_mesh"
+        raise UnsupportedError(
+            f"{name}({option}=...): a result within vmap, grad, jvp or torch.compile cannot be written into "
+            f"tensors from outside, nor divided. Leave {option} away there."
+        )
+
+
+def _divided(
+    transform: _Transform, delivery: Delivery, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """This rank's share of the work, and the result of which every rank has a part."""
+    # It takes torch.distributed, which most calls do without.
+    from torchjac.planning.shares import solve_samples, solve_shared, together
+
+    ranks = Ranks(transform.name, delivery.device_mesh)
+
+    def work() -> Any:
+        ranks.facts |= argument_facts(args, kwargs)
+        call, problem = transform.ask(args, kwargs)
+        ranks.facts |= parameter_facts(call)
+        total = call.batch_size if problem.batched else 0
+        if problem.batched:
+            share = ranks.share(total) or range(min(total, 1))
+            call, problem = transform.ask(call.narrowed(share), kwargs)
+        problem.shown = transform.name if delivery.progress and ranks.rank == 0 else None
+        with torch.inference_mode(False), torch.no_grad():
+            batched = problem.batched
+            answer = (
+                solve_samples(problem, ranks, total) if batched else solve_shared(problem, ranks)
+            )
+        return transform.give(call, answer)
+
+    return together(ranks, work)
 
 
 def _written(transform: _Transform, out: Any, call: Any, problem: Problem) -> Any:
-    if compiling() or inside_transform() or torch._C._len_torch_dispatch_stack():
-        raise UnsupportedError(
-            f"{transform.name}(out=...): results within vmap, grad, jvp or torch.compile cannot be written "
-            f"into tensors from outside. Leave out away there."
-        )
     given = _Given(transform, out, call, problem)
     problem.into = given.leaves
     with torch.no_grad():

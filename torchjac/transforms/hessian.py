@@ -28,6 +28,7 @@ def hessian(
     check: Check = "first",
     out: Any = None,
     progress: bool = False,
+    device_mesh: Any = None,
 ) -> Callable[..., Any]:
     """Return a function that computes the Hessian of ``func``.
 
@@ -49,6 +50,7 @@ def hessian(
         check: as for `torchjac.jac`; the Hessian is also compared with a difference of gradients.
         out: as for `torchjac.jac`.
         progress: as for `torchjac.jac`.
+        device_mesh: as for `torchjac.jac`.
 
     Returns:
         A function with the signature of ``func`` that returns the Hessian: the tree of outputs, each
@@ -78,7 +80,7 @@ def hessian(
         "hessian", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
-    delivery = Delivery.checked("hessian", out, progress, layout)
+    delivery = Delivery.checked("hessian", out, progress, device_mesh, layout)
 
     def tree(call: Call, outcome: Outcome, leaves: Leaves) -> Any:
         # leaves[output · n + i][j] -> trees by output, then i, then j

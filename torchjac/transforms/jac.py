@@ -28,6 +28,7 @@ def jac(
     check: Check = "first",
     out: Any = None,
     progress: bool = False,
+    device_mesh: Any = None,
 ) -> Callable[..., Any]:
     """Return a function that computes the Jacobian of ``func``, exactly and by the cheaper mode.
 
@@ -63,6 +64,10 @@ def jac(
             is then ``out`` itself, and carries no graph.
         progress: whether to show on standard error how many passes are done, their rate and the time
             left; by tqdm where that is installed.
+        device_mesh: a one-dimensional `torch.distributed.device_mesh.DeviceMesh`. Every rank makes the same
+            call, runs its share of the seeds, and gets a `DTensor` sharded along output rows (reverse mode)
+            or input columns (forward mode), without a graph; a sparse layout is whole on every rank. Where
+            one rank raises all of them do.
 
     Returns:
         A function with the signature of ``func`` that returns the Jacobian: the tree of outputs,
@@ -84,6 +89,7 @@ def jac(
         OutputTypeError: ``func`` returned something else than tensors and None.
         PatternError, SparsityMismatchError: the pattern is not one of this Jacobian.
         StructureError: ``sparsity="detect"`` cannot see through ``func``.
+        RankError: with ``device_mesh``, another rank raised, or is gone.
         UnsupportedError: PyTorch can differentiate ``func`` in no way that the options allow.
 
     Example:
@@ -102,7 +108,7 @@ def jac(
         "jac", func, argnums, has_aux, return_value, mode, chunk_size, check, sparsity, layout
     )
 
-    delivery = Delivery.checked("jac", out, progress, layout)
+    delivery = Delivery.checked("jac", out, progress, device_mesh, layout)
 
     def tree(call: Call, outcome: Outcome, leaves: Leaves) -> Any:
         return outcome.jacobian([call.input_trees(row) for row in leaves])

@@ -58,10 +58,10 @@ def transformed(transform: Transform) -> Callable[..., Any]:
 
     @like_func(transform.func)
     def derivative(*args: Any, **kwargs: Any) -> Any:
+        if not plainly:
+            return delivered(transform, transform.delivery, args, kwargs)
         call, problem = ask(args, kwargs)
-        if plainly:
-            return give(call, solve(problem))
-        return delivered(transform, transform.delivery, call, problem)
+        return give(call, solve(problem))
 
     def plan(*args: Any, tune: bool = False, **kwargs: Any) -> Any:
         """Look into the function once, and choose the cheapest way to its derivative.

@@ -1,0 +1,126 @@
+"""A flat function with its outputs or inputs narrowed, whose Jacobian is a part of the whole one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchjac.evaluation.engines import FlatFunction
+from torchjac.foundations.ranks import Ranks, Split
+
+__all__ = ["Columns", "Cut", "Nothing", "Rows"]
+
+
+class Cut(ABC):
+    """Which part of a Jacobian is this rank's."""
+
+    def __init__(self, primals: Sequence[Tensor]) -> None:
+        self.primals = primals
+        """What the narrowed function takes."""
+
+    def of(self, function: FlatFunction) -> Narrowed:
+        """The function whose Jacobian is that part."""
+        return Narrowed(function, self)
+
+    def full(self, primals: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the function itself takes."""
+        return primals
+
+    def own(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What is kept of the function's outputs."""
+        return values
+
+    @abstractmethod
+    def split(self, output: int, primal: int, leaf: Tensor) -> Split | None:
+        """How a leaf ``(*out, *in)`` of the Jacobian of the narrowed function lies in that of the whole."""
+
+    def leaf(self, output: int, primal: int, leaf: Tensor) -> Tensor:
+        """That leaf in its own shape."""
+        return leaf
+
+
+class Rows(Cut):
+    """The Jacobian of a part of every output, cut along one of its dimensions."""
+
+    def __init__(self, ranks: Ranks, primals: Sequence[Tensor]) -> None:
+        super().__init__(primals)
+        self._ranks = ranks
+        self._splits: list[Split | None] = []
+
+    def own(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._splits = [self._ranks.split(value.shape) for value in values]
+        return tuple(
+            [v if s is None else s.of(v) for v, s in zip(values, self._splits, strict=True)]
+        )
+
+    def split(self, output: int, primal: int, leaf: Tensor) -> Split | None:
+        return self._splits[output]
+
+
+class Columns(Cut):
+    """The Jacobian by a part of every input, cut along one of its dimensions."""
+
+    def __init__(self, primals: Sequence[Tensor], splits: Sequence[Split | None]) -> None:
+        pairs = list(zip(primals, splits, strict=True))
+        super().__init__([p if s is None else s.of(p).clone() for p, s in pairs])
+        self._whole, self._splits = primals, splits
+
+    def full(self, primals: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [
+            part if split is None else _put(part, whole, split)
+            for part, whole, split in zip(primals, self._whole, self._splits, strict=True)
+        ]
+
+    def split(self, output: int, primal: int, leaf: Tensor) -> Split | None:
+        split = self._splits[primal]
+        # (*out, *in): the dimensions of the output come first
+        return None if split is None else split.beside(leaf.dim() - self._whole[primal].dim())
+
+
+class Nothing(Cut):
+    """No part at all, for a rank that there are too few columns for: not one pass, and an empty leaf."""
+
+    def __init__(self, primals: Sequence[Tensor], splits: Sequence[Split | None]) -> None:
+        super().__init__(primals)
+        self._splits = splits
+        self._shapes: list[torch.Size] = []
+
+    def own(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._shapes = [value.shape for value in values]
+        return tuple([value.reshape(-1)[:0] for value in values])
+
+    def leaf(self, output: int, primal: int, leaf: Tensor) -> Tensor:
+        shape, split = list(self.primals[primal].shape), self._splits[primal]
+        assert split is not None
+        shape[split.dim] = 0
+        return leaf.new_zeros(*self._shapes[output], *shape)
+
+    def split(self, output: int, primal: int, leaf: Tensor) -> Split | None:
+        split = self._splits[primal]
+        return None if split is None else split.beside(len(self._shapes[output]))
+
+
+class Narrowed:
+    """The narrowed function. As `Jacobian` does, it carries the outputs of the function itself first."""
+
+    def __init__(self, function: FlatFunction, cut: Cut) -> None:
+        self._function, self._cut = function, cut
+        self.num_values = 0
+
+    def __call__(self, primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        values, carried = self._function(self._cut.full(primals))
+        known = getattr(self._function, "num_values", None)
+        if known is None:
+            known, carried = len(values), (*values, *carried)
+        self.num_values = known
+        return self._cut.own(values), carried
+
+
+def _put(part: Tensor, whole: Tensor, split: Split) -> Tensor:
+    """``whole`` with this rank's stretch replaced."""
+    before = whole.narrow(split.dim, 0, split.own.start)
+    after = whole.narrow(split.dim, split.own.stop, split.size - split.own.stop)
+    return torch.cat([before, part, after], split.dim)

@@ -1,0 +1,175 @@
+"""A derivative divided over the ranks of a mesh: every rank runs a share of the seeds.
+
+============================  =======================================  ====================
+what is divided               a rank's share                           communicated
+============================  =======================================  ====================
+rows, in reverse mode         the Jacobian of its part of the outputs  a report
+columns, in forward mode      the Jacobian by its part of the inputs   a report
+colours of a sparse pattern   the products of its colours              the products as well
+samples of a batch            the Jacobians of its samples             a report
+============================  =======================================  ====================
+
+A share of a dense Jacobian is itself the Jacobian of a function: of the same one with its outputs, or
+its inputs, narrowed. So it is chosen, chunked, checked and made again in the way that any other is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from torchjac.errors import TorchjacFallbackWarning, UnsupportedError
+from torchjac.evaluation.engines import Direction
+from torchjac.evaluation.narrowed import Columns, Cut, Nothing, Rows
+from torchjac.evaluation.surroundings import Draw, out_of_inference
+from torchjac.foundations.ranks import Ranks, Split, fingerprint
+from torchjac.planning.fallback import warn_user
+from torchjac.planning.memory import Record, recall, remember
+from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.solve import first_look, solve
+from torchjac.planning.ways import Way
+
+__all__ = ["solve_samples", "solve_shared", "tell_values", "together"]
+
+_Result = TypeVar("_Result")
+
+
+def together(ranks: Ranks, work: Callable[[], _Result]) -> _Result:
+    """Do this rank's work, and return its result if all ranks have done theirs alike."""
+    try:
+        result = work()
+    except Exception as error:
+        if not ranks.parted:
+            ranks.meet("done", error)
+        raise
+    ranks.meet("done")
+    return result
+
+
+def solve_shared(problem: Problem, ranks: Ranks) -> Answer:
+    """Compute this rank's share of a derivative, in `DTensor` leaves."""
+    ranks.check_device(problem.primals)
+    problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
+    if problem.sparsity is not None:
+        return _colors(problem, ranks)
+    record = _seen(problem)
+    way = record.next_way
+    try:
+        answer = _share(problem, ranks, way)
+    except UnsupportedError as error:
+        rest = [w for w in record.ways[record.refused :] if w.direction != way.direction]
+        if not rest:
+            raise
+        way = rest[0]
+        answer = _share(problem, ranks, way)
+        record.instead = way
+        warn_user(
+            f"{problem.name}: {str(error).partition(' The function itself')[0]} Taken instead, here and at "
+            f"later calls with such arguments: {way}.",
+            TorchjacFallbackWarning,
+        )
+    ranks.facts["the mode"] = way.direction
+    tell_values(ranks, answer.values)
+    return answer
+
+
+def tell_values(ranks: Ranks, values: Sequence[Tensor]) -> None:
+    """Have the ranks compare what they evaluated: it differs where what func captured or drew does."""
+    for k, value in enumerate(values):
+        ranks.facts[f"the shape of output {k}"] = tuple(value.shape)
+        ranks.facts[f"the value of output {k}"] = fingerprint(value)
+
+
+def _seen(problem: Problem) -> Record:
+    """What is known of the whole problem; looked at once, and remembered."""
+    key = problem.signature()
+    record = recall(key)
+    if record is None:
+        record = first_look(problem, Draw(problem.primals))
+        remember(key, record)
+    return record
+
+
+def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
+    """This rank's share in one direction, as the Jacobian of a narrowed function."""
+    direction, cut = way.direction, _cut(problem, ranks, way.direction)
+    if isinstance(cut, Nothing):
+        direction = "reverse"  # the fewest passes, which is none
+    mode = direction if way.inner is None else f"{direction}-over-{way.inner}"
+    key = problem.signature()
+    own = replace(
+        problem,
+        function=problem.function
+        if problem.order == 2 and direction == "reverse"
+        else cut.of(problem.function),
+        whole=problem.function,
+        cut=cut,
+        primals=cut.primals,
+        mode=mode,
+        signature=lambda: ("share", ranks.rank, ranks.size, mode, key),
+    )
+    answer = solve(own)
+    answer.leaves = [
+        [
+            ranks.sharded(cut.leaf(o, i, leaf), cut.split(o, i, leaf))
+            for i, leaf in enumerate(row)
+            if isinstance(leaf, Tensor)
+        ]
+        for o, row in enumerate(answer.leaves)
+    ]
+    return answer
+
+
+def _cut(problem: Problem, ranks: Ranks, direction: Direction) -> Cut:
+    if direction == "reverse":
+        return Rows(ranks, problem.primals)
+    splits = [ranks.split(primal.shape) for primal in problem.primals]
+    if any(split is None or len(split.own) for split in splits):
+        return Columns(problem.primals, splits)
+    return Nothing(problem.primals, splits)
+
+
+def _colors(problem: Problem, ranks: Ranks) -> Answer:
+    """A sparse derivative: the products are divided, and then everybody has all of it."""
+    problem.ranks = ranks
+    answer = solve(problem)
+    if problem.layout is torch.strided:
+        answer.leaves = [[_own_rows(ranks, leaf) for leaf in row] for row in answer.laid_out()]
+    tell_values(ranks, answer.values)
+    return answer
+
+
+def _own_rows(ranks: Ranks, leaf: Tensor) -> Tensor:
+    split = ranks.split(leaf.shape)
+    return ranks.sharded(leaf if split is None else split.of(leaf), split)
+
+
+def solve_samples(problem: Problem, ranks: Ranks, total: int) -> Answer:
+    """The derivative of this rank's samples, in `DTensor` leaves along the batch of so many.
+
+    A rank for which no sample is left computes one, to know what there is none of.
+    """
+    ranks.check_device(problem.primals)
+    problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
+    before = torch.get_rng_state()
+    answer = solve(problem)
+    if problem.promised and not torch.equal(before, torch.get_rng_state()):
+        raise UnsupportedError(
+            f"{problem.name}(device_mesh=...): func draws random numbers for the whole batch, and every rank "
+            f"evaluates its own samples only, so that no two of them would draw alike. Draw them before, and "
+            f"pass them as an argument."
+        )
+    split = Split(0, total, ranks.share(total))
+    whole = [*answer.leaves, answer.values]
+    *leaves, answer.values = [[_of_batch(ranks, leaf, split) for leaf in row] for row in whole]
+    answer.leaves = leaves
+    return answer
+
+
+def _of_batch(ranks: Ranks, leaf: Any, split: Split) -> Tensor:
+    own: Tensor = leaf.detach()[: len(split.own)]
+    return ranks.sharded(own, split)
