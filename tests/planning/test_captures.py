@@ -3,9 +3,11 @@ import contextlib
 import dataclasses
 import enum
 import functools
+import logging
 import math
 import operator
 import random
+import threading
 import types
 import warnings
 
@@ -43,6 +45,20 @@ def mlp():
 class Config:
     scale: float = 2.0
     offset: torch.Tensor = None
+
+
+class Worker(threading.Thread):
+    pass
+
+
+def importing_a_pool():
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor
+
+
+def without_modes():
+    return torch._C.DisableTorchFunction()
 
 
 class Slotted:
@@ -546,14 +562,30 @@ def test_tensors_are_found_once_wherever_they_are():
         (iter([1]), "value, whose type list_iterator hides what it holds"),
         (torch.Generator(), "value, whose type Generator hides what it holds"),
         (lambda: eval("alpha"), "value, which calls eval"),
+        (lambda: threading.Thread(), "threading, with which work goes to other threads"),
+        (lambda: Worker(), "Worker, with which work goes to other threads"),
+        (importing_a_pool, "concurrent.futures, with which work goes to other threads"),
+        (without_modes, "value, which calls DisableTorchFunction"),
     ],
-    ids=["long", "random", "iterator", "generator", "eval"],
+    ids=[
+        *("long", "random", "iterator", "generator", "eval", "thread", "worker", "pool"),
+        "past the modes",
+    ],
 )
 def test_what_cannot_be_followed_is_said(held, said):
     captures = Captures.of(closing_over(held))
     assert not captures.is_sure
     assert captures.unsure_of == said
     assert captures.changed() is None
+
+
+@pytest.mark.parametrize(
+    "held",
+    [logging.getLogger("a"), lambda: logging.getLogger("a").info("b"), nn.DataParallel(mlp())],
+)
+def test_what_uses_threads_inside_a_library_is_no_doubt(held):
+    captures = Captures.of(closing_over(held))
+    assert captures.is_sure, captures.unsure_of
 
 
 def test_variables_that_are_not_assigned():

@@ -4,9 +4,11 @@ import contextlib
 import functools
 import logging
 import random
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -206,6 +208,8 @@ LOOKED_THROUGH: dict[str, Callable[[Tensor], Tensor]] = {
     "logcumsumexp": lambda x: MATRIX @ x.logcumsumexp(0),
     "reads strides": lambda x: x.reshape(2, 2).T.reshape(4) * x.numel(),
     "new tensors": lambda x: x * torch.arange(4.0) + x.new_tensor([1.0, 2, 3, 4]),
+    "lists of numbers": lambda x: x[torch.tensor([0, 2])] * torch.as_tensor([3.0, 4.0]),
+    "a stack of captured tensors": lambda x: torch.stack([MATRIX[0], x, MATRIX[1]]).sin(),
 }
 
 
@@ -313,7 +317,9 @@ OPAQUE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "equal": (lambda x: x * (2 if torch.equal(x, x) else 3), "looks at values"),
     "backward in numpy": (ThroughNumpy.apply, "takes values out"),
     "hooks in numpy": (kept_as_numpy, "takes values out"),
-    "thread": (in_another_thread, ""),
+    "thread": (in_another_thread, "threading, with which work goes to other threads"),
+    "text": (lambda x: x * len(str(x.detach())), "turns a tensor into text"),
+    "old constructor": (lambda x: x * torch.Tensor([1, 2, 3, 4]), "an old constructor"),
     "except": (unless_it_fails, ""),
     "sparse": (lambda x: torch.sparse.mm(MATRIX.to_sparse(), x[:, None])[:, 0], ""),
     "script": (torch.jit.script(nn.Linear(4, 4).double()), "cannot be watched"),
@@ -454,6 +460,33 @@ def test_a_plan_draws_what_the_derivative_draws(name: str, mode: str, grad: bool
 # Values that are captured
 
 
+def in_a_thread(read: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def run(held: Tensor) -> Any:
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(read(held)))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    return run
+
+
+POOL = ThreadPoolExecutor(1)
+
+
+def by_a_pool(read: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return lambda held: POOL.submit(read, held).result()
+
+
+def number_in(text: str) -> float:
+    return float(re.findall(r"\d+\.\d*", text)[0])
+
+
+def past_the_modes(held: Tensor) -> Any:
+    with torch._C.DisableTorchFunction():
+        return held.tolist()
+
+
 def captured_values() -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]]:
     """A tensor that is captured, and a function of it that is about its value."""
     two, numbers = torch.tensor(2.0, dtype=torch.float64), torch.arange(1.0, 5).double()
@@ -479,8 +512,28 @@ def captured_values() -> dict[str, tuple[Tensor, Callable[[Tensor, Tensor], Tens
         "row": (two, lambda x, held: x.square()[held.long()]),
         "list": (two, lambda x, held: x * torch.tensor([held] * 4)),
         "new list": (two, lambda x, held: x * x.new_tensor([held] * 4)),
+        "old constructor": (two, lambda x, held: x * torch.Tensor([held]).double()),
+        "old new": (two, lambda x, held: x * x.new([held])),
+        "list of entries": (
+            whole,
+            lambda x, held: torch.sparse_coo_tensor([[0], [0]], [held], (4, 4)).double() @ x,
+        ),
+        "old index": (whole, lambda x, held: x[torch.LongTensor([held, 0])] ** 2),
         "allclose": (two, lambda x, held: x * torch.allclose(held, torch.tensor(2.0).double())),
-        "repr": (two, lambda x, held: x * float(f"{held:.3f}")),
+        "in": (two, lambda x, held: x * (3 if held in [torch.tensor(2.0).double()] else 4)),
+        "equals a literal": (two, lambda x, held: x * (3 if held == torch.tensor(2.0) else 4)),
+        "format": (two, lambda x, held: x * float(f"{held:.3f}")),
+        "str": (two, lambda x, held: x * number_in(str(held))),
+        "repr": (two, lambda x, held: x * number_in(repr(held))),
+        "texts": (numbers, lambda x, held: x * number_in(f"{[held]}")),
+        "index of a range": (whole, lambda x, held: sum(x * n for n in range(held + 1))),
+        "item in a thread": (two, lambda x, held: x * in_a_thread(Tensor.item)(held)),
+        "float in a thread": (two, lambda x, held: x * in_a_thread(float)(held)),
+        "numpy in a thread": (two, lambda x, held: x * float(in_a_thread(Tensor.numpy)(held))),
+        "str in a thread": (two, lambda x, held: x * number_in(in_a_thread(str)(held))),
+        "product in a thread": (two, lambda x, held: x * in_a_thread(lambda h: 2 * h)(held)),
+        "item by a pool": (two, lambda x, held: x * by_a_pool(Tensor.item)(held)),
+        "past the modes": (two, lambda x, held: x * past_the_modes(held)),
         # These are about the tensor, and stay in the graph.
         "power": (two, lambda x, held: x.abs() ** held),
         "clamp": (two, lambda x, held: (9 * x).clamp(max=held)),

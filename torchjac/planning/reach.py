@@ -41,6 +41,13 @@ _MAKERS = ("__init__", "__new__")
 _IMPLIED = frozenset({"forward", "backward", "jvp", "vmap", "setup_context", "right_inverse"})
 # With these, code reaches names that it does not mention.
 _DYNAMIC = frozenset({"eval", "exec", "globals", "__import__"})
+# With these, code goes where a trace does not see it: into other threads, or past PyTorch's modes.
+_ELSEWHERE = frozenset(
+    {"threading", "_thread", "concurrent", "multiprocessing", "queue", "_queue", "asyncio"}
+)
+_BLIND = frozenset(
+    {"DisableTorchFunction", "_DisableTorchDispatch", "_disable_current_modes", "no_dispatch"}
+)
 _GLOBAL_HOOKS = re.compile("_global_(forward|backward).*hooks$")
 # What every module has of its own, beside the switch: dicts, for the most part empty.
 OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training"}
@@ -85,6 +92,8 @@ class Search:
             self._seen[id(subject)] = subject
             if len(self._seen) > _MANY:
                 self._doubt(f"{path} and more: too many objects to watch")
+            elif _of_threads(subject):
+                self._doubt(f"{path}, with which work goes to other threads")
             else:
                 self._look_into(subject, path)
 
@@ -134,6 +143,8 @@ class Search:
         if vars(function) or function is not self._func or function.__name__ in named:
             self._items(vars(function), path, attributes=True, ordered=False)
         self._mentioned |= mentions.attributes
+        for name in _BLIND & (mentions.attributes | mentions.variables):
+            self._doubt(f"{path}, which calls {name}")
         for name in mentions.variables:
             if name in _DYNAMIC:
                 self._doubt(f"{path}, which calls {name}")
@@ -245,7 +256,21 @@ def _mentions(code: types.CodeType) -> _Mentions:
 
 
 def _is_library(name: str | None) -> bool:
-    return (name or "").partition(".")[0] in _LIBRARIES
+    return _root(name) in _LIBRARIES
+
+
+def _root(name: str | None) -> str:
+    return (name or "").partition(".")[0]
+
+
+def _of_threads(subject: Any) -> bool:
+    """Whether it is a Python module that has to do with other threads, or anything from there."""
+    if isinstance(subject, types.ModuleType):
+        return _root(subject.__name__) in _ELSEWHERE
+    if isinstance(subject, (types.FunctionType, types.BuiltinFunctionType)):
+        return _root(subject.__module__) in _ELSEWHERE
+    cls = subject if isinstance(subject, type) else type(subject)
+    return any(_root(base.__module__) in _ELSEWHERE for base in cls.__mro__)
 
 
 def _is_open(cls: type) -> bool:

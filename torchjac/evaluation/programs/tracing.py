@@ -69,7 +69,8 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def watched(*tensors: Tensor) -> Any:
-        with _Watched(), _NoWayOut():
+        calls = _Calls()
+        with _Watched(calls), calls:
             return function(*tensors)
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -103,17 +104,51 @@ def _quietly() -> Iterator[None]:
 
 
 _CAPTURED = "it looks at values of a captured tensor"
+# Tensors of numbers that the function itself writes down are lifted into a trace, and never change.
+_LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
+_WAYS_OUT = {
+    getattr(Tensor, name)
+    for name in ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
+    if hasattr(Tensor, name)
+}
+# PyTorch switches all modes off for it, so that nothing of it is seen later.
+_INTO_TEXT = {Tensor.__repr__, Tensor.__format__}
+
+
+class _Calls(TorchFunctionMode):
+    """Sees values being taken out of tensors where no operation is dispatched for it."""
+
+    reads_list: bool | None = None
+    """Whether captured tensors are in a list that is given to the call in progress, if one is seen."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func in _INTO_TEXT:
+            raise UntraceableError("it turns a tensor into text")
+        if func in _WAYS_OUT and not all(map(is_fake, _tensors(args[:1]))):
+            raise UntraceableError(_CAPTURED)
+        lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
+        before, self.reads_list = self.reads_list, not all(map(is_fake, _tensors(lists)))
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.reads_list = before
 
 
 class _Watched(TorchDispatchMode):
     """Makes zeros in earnest of those that autograd invents: as fake tensors these lose their device.
 
-    A captured tensor has values, and fake tensors made of a single one remember them: what looks at them
-    would write them into the graph.
+    A captured tensor has values, and what is made of a single number remembers them, as fake tensors and as
+    proxies: what looks at them would write them into the graph. So would a list of numbers and captured
+    tensors that is made a tensor of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: _Calls) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._calls = calls
         self._of_captured: dict[int, Tensor] = {}  # kept alive, so that their ids stay taken
 
     def __torch_dispatch__(
@@ -122,53 +157,31 @@ class _Watched(TorchDispatchMode):
         del types
         if func is torch.ops.aten._efficientzerotensor.default:
             func = torch.ops.aten.zeros.default
-        operands = _tensors((args, kwargs))
-        # A literal of the function's own is lifted into the trace, and never changes.
-        captured = func not in _LIFTS and any(map(self._is_of_captured, operands))
-        looks = captured and torch.Tag.data_dependent_output in func.tags
-        if looks and all(map(_remembers_values, operands)):
+        if func is torch.ops.aten.lift_fresh.default:
+            self._refuse_list()
+        captured = func not in _LIFTS and any(map(self._is_of_captured, _tensors((args, kwargs))))
+        if captured and torch.Tag.data_dependent_output in func.tags:
             raise UntraceableError(_CAPTURED)
         result = func(*args, **(kwargs or {}))
         if captured:
             self._of_captured.update({id(t): t for t in _tensors(result)})
         return result
 
+    def _refuse_list(self) -> None:
+        if self._calls.reads_list is None:
+            raise UntraceableError(
+                "it calls an old constructor such as torch.Tensor([...]), into which a trace does not see "
+                "as it does into torch.tensor([...])"
+            )
+        if self._calls.reads_list:
+            raise UntraceableError(_CAPTURED)
+
     def _is_of_captured(self, tensor: Tensor) -> bool:
         return not is_fake(tensor) or id(tensor) in self._of_captured
 
 
-def _remembers_values(tensor: Tensor) -> bool:
-    return not is_fake(tensor) or getattr(tensor, "constant", None) is not None
-
-
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in flatten(tree)[0] if isinstance(leaf, Tensor)]
-
-
-_LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
-
-
-class _NoWayOut(TorchFunctionMode):
-    """Sees values being taken out of tensors where no operation is dispatched for it."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        # Lists of tensors are read where nothing is dispatched.
-        lists = [a for a in args if isinstance(a, (list, tuple))] if func in _FROM_LISTS else []
-        read = args[:1] if func in _WAYS_OUT else lists
-        if not all(map(is_fake, _tensors(read))):
-            raise UntraceableError(_CAPTURED)
-        return func(*args, **(kwargs or {}))
-
-
-_FROM_LISTS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
-_WAYS_OUT = {
-    getattr(Tensor, name)
-    for name in ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
-    if hasattr(Tensor, name)
-}
 
 
 def dense_stride(tensor: Tensor) -> tuple[int, ...]:
