@@ -135,12 +135,13 @@ def draw(images: Tensor, J: Tensor, field: Tensor, picture: str) -> None:
         figure, axes = plt.subplots(len(CLASSES), 5, figsize=(8, 5), layout="constrained")
         for row, name in enumerate(CLASSES):
             panels, most = axes[row], float(J[row].abs().max())
-            panels[0].imshow(images[row, 0], cmap="gray")
+            panels[0].imshow(images[row, 0].numpy(), cmap="gray")
             panels[0].set_title(f"a {name}")
             for column, score in enumerate(CLASSES):
-                panels[1 + column].imshow(J[row, column].abs(), cmap="magma", vmin=0, vmax=most)
+                size = J[row, column].abs().numpy()
+                panels[1 + column].imshow(size, cmap="magma", vmin=0, vmax=most)
                 panels[1 + column].set_title(f"|∂ {score} / ∂ pixels|")
-        axes[1, 4].imshow(field, cmap="magma")
+        axes[1, 4].imshow(field.numpy(), cmap="magma")
         axes[1, 4].set_title("receptive field")
         for panel in axes.flat:
             panel.set_axis_off()

@@ -33,3 +33,25 @@ def test_newton_cg(capsys: pytest.CaptureFixture[str]) -> None:
     line = next(line for line in printed.splitlines() if "products, at" in line)
     products, points, evaluations = [int(word) for word in line.split() if word.isdigit()]
     assert products > points == evaluations
+
+
+@pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")
+def test_trust_constr(capsys: pytest.CaptureFixture[str]) -> None:
+    load("trust_constr").main(size=6)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[:2] for row in rows] == [
+        [method, hessian]
+        for method in ("trust-constr", "Newton-CG")
+        for hessian in ("exact", "differences")
+    ]
+    gradients = [int(row[3]) for row in rows]
+    assert gradients[0] < gradients[1]
+    assert gradients[2] < gradients[3]
+
+
+def test_gauss_newton(capsys: pytest.CaptureFixture[str]) -> None:
+    load("gauss_newton").main(size=16)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["LSQR", "LSMR"]
+    assert all(int(evaluations) == int(steps) + 1 for _, steps, _, evaluations, *_ in rows)
+    assert rows[0][5] == rows[1][5], "both find the same image"
