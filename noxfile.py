@@ -7,6 +7,7 @@ Arguments after ``--`` go to the tool: ``nox -s tests -- -k hessian -x``.
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import nox
@@ -111,6 +112,27 @@ def quickstart(session: nox.Session) -> None:
     session.install(*TORCH[DEFAULT_TORCH])
     session.install("--editable", ".")
     session.run("python", "examples/quickstart.py")
+
+
+# How an example is started that is not `python examples/<name>.py`, and what it is given.
+LAUNCHERS = {"distributed": ["torchrun", "--nproc-per-node", "2"]}
+ARGUMENTS = {"brusselator": ["32", "brusselator.png"], "conv_jacobian": ["conv_jacobian.png"]}
+
+
+@nox.session(default=False)
+def examples(session: nox.Session) -> None:
+    """Run every example, or those that are named after ``--``, and say how long each takes."""
+    session.install(*TORCH[DEFAULT_TORCH])
+    session.install("--editable", ".", "matplotlib")
+    pictures = Path(session.create_tmp())
+    names = session.posargs or sorted(path.stem for path in Path("examples").glob("*.py"))
+    seconds = {}
+    for name in names:
+        given = [str(pictures / word) if "." in word else word for word in ARGUMENTS.get(name, [])]
+        began = time.perf_counter()
+        session.run(*LAUNCHERS.get(name, ["python"]), f"examples/{name}.py", *given)
+        seconds[name] = time.perf_counter() - began
+    session.log("\n".join(["seconds", *(f"{took:7.1f} {name}" for name, took in seconds.items())]))
 
 
 @nox.session
