@@ -1,0 +1,166 @@
+"""Every engine where the tensors are: the same numbers on a GPU, on the GPU, without waiting for it."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import torchjac
+from tests.cases import CASES, Case
+from tests.trees import pairs
+from torchjac.errors import PlanMismatchError
+from torchjac.foundations.pytree import flatten, map_tree
+from torchjac.planning import chunks
+
+HAS_CUDA = torch.cuda.is_available()
+needs_cuda = [pytest.mark.gpu, pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")]
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+every_device = pytest.mark.parametrize("device", DEVICES)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
+
+def put(tree: Any, device: str) -> Any:
+    return map_tree(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, tree)
+
+
+def assert_there(got: Any, device: str) -> None:
+    for leaf in flatten(got)[0]:
+        assert leaf is None or leaf.device.type == device
+
+
+@contextlib.contextmanager
+def without_waiting(device: str) -> Iterator[None]:
+    """Whatever makes the processor wait for the GPU raises within the block."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# Those that capture no tensor: that one would be on the CPU.
+NAMES = {
+    "elementwise square",
+    "transpose",
+    "matrix inverse",
+    "softmax",
+    "empty input",
+    "Rosenbrock",
+}
+PORTABLE = [case for case in CASES if case.name in NAMES]
+
+
+@every_device
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+@pytest.mark.parametrize("chunk_size", ["auto", None, 1, 2])
+@pytest.mark.parametrize("case", PORTABLE, ids=str)
+def test_closed_forms(device: str, mode: str, chunk_size: Any, case: Case) -> None:
+    transform = torchjac.jac(case.func, case.argnums, mode=mode, chunk_size=chunk_size)
+    got = transform(*put(case.args, device))
+    assert_there(got, device)
+    for one, other in pairs(put(got, "cpu"), case.jacobian):
+        torch.testing.assert_close(one, other)
+
+
+def function(x: Tensor) -> Tensor:
+    return torch.diff(x).sin() * x[1:] + x.square().mean()
+
+
+def scalar(x: Tensor) -> Tensor:
+    return function(x).square().sum()
+
+
+def banded(x: Tensor) -> Tensor:
+    return torch.diff(x) ** 2 * x[1:]
+
+
+CALLS: dict[str, Any] = {
+    "jac, reverse": lambda x: torchjac.jac(function, mode="reverse", chunk_size=3)(x),
+    "jac, forward": lambda x: torchjac.jac(function, mode="forward", chunk_size=3)(x),
+    "hessian": lambda x: torchjac.hessian(scalar, chunk_size=3)(x),
+    "hessian, forward": lambda x: torchjac.hessian(scalar, mode="forward-over-reverse")(x),
+    "batched_jac": lambda x: torchjac.batched_jac(function, chunk_size=3)(x.expand(5, -1).clone()),
+    "sparse jac": lambda x: torchjac.jac(banded, sparsity="detect")(x),
+    "sparse hessian": lambda x: torchjac.hessian(lambda x: banded(x).sum(), sparsity="detect")(x),
+    "csr": lambda x: torchjac.jac(banded, sparsity="detect", layout=torch.sparse_csr)(x).values(),
+    "products": lambda x: torchjac.jac_operator(function)(x).gram("inputs"),
+    "hessian_operator": lambda x: torchjac.hessian_operator(scalar)(x) @ x,
+    "jac_blocks": lambda x: torch.cat([b for _, b in torchjac.jac_blocks(function, by="rows")(x)]),
+    "jac_diag": lambda x: torchjac.jac_diag(torch.sin)(x),
+    "divergence": lambda x: torchjac.divergence(torch.sin)(x),
+    "laplacian": lambda x: torchjac.laplacian(scalar)(x),
+    "out": lambda x: torchjac.jac(function, out=x.new_empty(7, 8), chunk_size=3)(x),
+}
+
+
+@every_device
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_stays_where_its_arguments_are(device: str, name: str) -> None:
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    expected = CALLS[name](x)
+    got = CALLS[name](x.to(device))
+    assert_there(got, device)
+    torch.testing.assert_close(got.cpu(), expected)
+
+
+@every_device
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_no_pass_waits_for_the_device(device: str, mode: str) -> None:
+    """What a first call finds out may wait; then chunk after chunk is handed over."""
+    x = torch.linspace(-1, 1, 64, device=device)
+    transform = torchjac.jac(function, mode=mode, chunk_size=8)
+    with torch.no_grad():
+        transform(x)
+        with without_waiting(device):
+            got = transform(x)
+    torch.testing.assert_close(got, torch.func.jacrev(function)(x))
+
+
+@every_device
+def test_no_sparse_pass_waits_for_the_device(device: str) -> None:
+    x = torch.linspace(-1, 1, 64, device=device)
+    transform = torchjac.jac(banded, sparsity="detect", layout=torch.sparse_csr)
+    with torch.no_grad():
+        transform(x)
+        with without_waiting(device):
+            got = transform(x).values()
+    assert_there(got, device)
+
+
+@every_device
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_plans(device: str, compiled: bool) -> None:
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64, device=device)
+    plan = torchjac.jac(function).plan(x)
+    plan = plan.compile() if compiled else plan
+    got = plan(x)
+    assert_there(got, device)
+    torch.testing.assert_close(got, torch.func.jacrev(function)(x))
+    with pytest.raises(PlanMismatchError, match="device"):
+        plan(x.to("meta"))
+
+
+@every_device
+def test_chunks_go_by_the_memory_of_the_device(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(chunks, "_ALWAYS_FITS", 0)
+    monkeypatch.setattr(
+        chunks, "available_memory", lambda device: asked.append(device.type) or 2**14
+    )
+    x = torch.linspace(-1, 1, 64, device=device)
+    with torch.no_grad():
+        got = torchjac.jac(function)(x)
+    assert set(asked) == {device}
+    torch.testing.assert_close(got, torch.func.jacrev(function)(x))
