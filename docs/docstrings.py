@@ -8,8 +8,9 @@ from typing import Any
 
 import griffe
 
-# Sections that Griffe does not know become paragraphs under their own name.
-OURS = re.compile(r"^(Shapes|Dtypes|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE)
+# What Griffe does not know becomes a paragraph under its own name; so does what it would take apart, although
+# the signature tells the type.
+OURS = re.compile(r"^(Returns|Yields|Shapes|Dtypes|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE)
 
 
 class Sections(griffe.Extension):

@@ -63,21 +63,32 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         file = File.generated(config, name, content=text, abs_src_path=source)
         file.inclusion = InclusionLevel.NOT_IN_NAV  # but for those that it names
         files.append(file)
-    parts = [(title, part) for entry in config.nav or () for title, part in entry.items()]
-    config.nav = [{title: listed} for title, part in parts if (listed := _listed(part, files))]
+    config.nav = _listed(config.nav, files)
     return files
 
 
 def _listed(part: Any, files: Files) -> Any:
-    """A part of the navigation; a folder in it stands for its pages, the index first."""
-    if not (isinstance(part, str) and part.endswith("/")):
+    """A part of the navigation; a folder in it stands for its pages, its own first, code left out."""
+    if isinstance(part, dict):
+        return {title: _listed(inner, files) for title, inner in part.items()}
+    if isinstance(part, list):
+        return [listed for inner in part if _is_full(listed := _listed(inner, files))]
+    if not part.endswith("/"):
         return part
-    pages = [file.src_uri for file in files.documentation_pages() if file.src_uri.startswith(part)]
-    return sorted(pages, key=lambda page: (page != f"{part}index.md", page))
+    pages = [file.src_uri for file in files if file.src_uri.startswith(part)]
+    first = {f"{part}index.md", f"{part}README.md"}
+    pages = [page for page in pages if page.endswith(".md") and not page.endswith(".py.md")]
+    return sorted(pages, key=lambda page: (page not in first, page))
+
+
+def _is_full(part: Any) -> bool:
+    return part != [] and not (isinstance(part, dict) and [] in part.values())
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn the relative links of a page to where their targets are in the site."""
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # it would list the page itself
     here, there = posixpath.dirname(page.file.src_uri), to_repository(page.file.src_uri)
 
     def turned(link: re.Match[str]) -> str:

@@ -31,16 +31,14 @@ def jac_operator(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[...
     once, at the same random state; and where there is no forward rule either, m backward passes. That
     is said in a `TorchjacFallbackWarning`.
 
-    ==========================  =====================================================
-    call                        passes
-    ==========================  =====================================================
-    making it                   none; one evaluation
-    ``op.T @ u``                1, of u ``(m,)``; k of ``(m, k)``, vmapped into one
-    ``op @ v``                  likewise; 1 more at the first
-    ``to_dense()``              m, or n if that is less than half
-    ``diagonal()``, `trace()``  n
-    ``gram("inputs")``          m, or 2n if that is less
-    ==========================  =====================================================
+    | call                          | passes                                                |
+    |-------------------------------|-------------------------------------------------------|
+    | making it                     | none; one evaluation                                  |
+    | ``op.T @ u``                  | 1, of u ``(m,)``; k of ``(m, k)``, vmapped into one   |
+    | ``op @ v``                    | likewise; 1 more at the first                         |
+    | ``to_dense()``                | m, or n if that is less than half                     |
+    | ``diagonal()``, ``trace()``   | n                                                     |
+    | ``gram("inputs")``            | m, or 2n if that is less                              |
 
     Args:
         func: as for `torchjac.jac`.
