@@ -1,14 +1,17 @@
 """`Plan.save` and `load_plan`: what was costly to find is found once, and what does not fit is refused."""
 
 import json
+import logging
 import pickle
 import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 import zipfile
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -525,6 +528,127 @@ def rewritten(path, **changes):
         for name, content in held.items():
             archive.writestr(name, content)
     return manifest
+
+
+def rearranged(path, change):
+    """The file with other arrays; ``change`` is given them by number."""
+    with zipfile.ZipFile(path) as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    arrays = {
+        int(name.partition("/")[2]): np.frombuffer(content, np.int64).copy()
+        for name, content in held.items()
+        if name != "plan.json"
+    }
+    change(arrays)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("plan.json", held["plan.json"])
+        for number, array in arrays.items():
+            archive.writestr(f"arrays/{number}", array.tobytes())
+
+
+def places_of_colors(path):
+    """Where the colours of the first colouring are among the arrays, and the places of its pattern."""
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("plan.json"))
+    pattern, _, columns, rows = manifest["compression"]["colorings"][0]["coloring"]
+    return pattern["pattern"][:2], columns if columns is not None else rows
+
+
+@pytest.mark.parametrize("name", ["found", "coo", "hessian, sparse", "untraceable, sparse"])
+def test_colours_that_do_not_fit_the_pattern_are_refused(name, path):
+    transform, func, args, kwargs = CASES[name]
+    saved(path, transform, func, *args, **kwargs)
+    _, colors = places_of_colors(path)
+
+    def change(arrays):
+        arrays[colors][:] = 0
+
+    if name == "untraceable, sparse":  # of a diagonal all can have one colour
+
+        def change(arrays):
+            arrays[colors][:] = -1
+
+    rearranged(path, change)
+    with pytest.raises(
+        PlanError,
+        match=r"the colouring of \w+ is none: entry \(\d+, \d+\) cannot be told from others",
+    ):
+        load_plan(path, func)
+
+
+def test_colours_that_nothing_has_are_refused(path):
+    saved(path, jac, stencil, x(900))
+    _, colors = places_of_colors(path)
+    rearranged(path, lambda arrays: arrays[colors].__setitem__(0, 2**40))
+    with pytest.raises(PlanError, match="there is a colour that no"):
+        load_plan(path, stencil)
+
+
+def without_an_entry(path):
+    (rows, cols), _ = places_of_colors(path)
+
+    def change(arrays):
+        for at in (rows, cols):
+            arrays[at] = np.delete(arrays[at], 7)
+
+    rearranged(path, change)
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo])
+def test_a_pattern_that_lacks_an_entry_is_found_at_the_first_call(layout, compiles, path):
+    if compiles and not (inductor._supported() and shutil.which("g++")):
+        pytest.skip("no compiler")
+    sparsity = "detect" if layout is torch.sparse_coo else None
+    saved(path, lambda f: jac(f, sparsity=sparsity, layout=layout), stencil, x(900))
+    without_an_entry(path)
+    loaded = load_plan(path, stencil)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = loaded.compile() if compiles else loaded
+    for _ in range(2):
+        with pytest.raises(PlanError) as caught:
+            loaded(x(900))
+    assert str(caught.value) == (
+        f"jac(stencil): the derivative disagrees with one plain backward pass. The plan was loaded "
+        f"{loaded._loaded}: the file has been changed, or its plan does not hold here any more. Make a new "
+        f"plan, and save that."
+    )
+    with pytest.raises(PlanError, match="verify"):
+        loaded.verify(x(900))
+
+
+def test_nothing_is_compared_where_that_is_not_wanted(path):
+    saved(path, lambda f: jac(f, check="never"), stencil, x(900))
+    without_an_entry(path)
+    wrong = load_plan(path, stencil)(x(900))
+    assert not torch.allclose(wrong, jac(stencil)(x(900)))
+
+
+@pytest.mark.parametrize("check", ["first", "never", "always"])
+def test_a_loaded_plan_is_compared_at_its_first_call(check, path, caplog):
+    caplog.set_level(logging.INFO, logger="evaluations")
+
+    def func(x):
+        logging.getLogger("evaluations").info("evaluated")
+        return stencil(x)
+
+    saved(path, lambda f: jac(f, check=check), func, x(40))
+    loaded = load_plan(path, func)
+    counts = []
+    for _ in range(3):
+        caplog.clear()
+        loaded(x(40).requires_grad_())
+        counts.append(sum(record.name == "evaluations" for record in caplog.records))
+    assert counts == {"first": [1, 0, 0], "never": [0, 0, 0], "always": [1, 1, 1]}[check]
+
+
+def test_another_number_of_passes_is_refused(path):
+    plan = saved(path, jac, lambda x: torch.outer(x, x).sum(0), x(4))
+    chosen = saving._candidate(plan._design.chosen)
+    rewritten(path, considered=[{**chosen, "passes": 1}], chosen=0)
+    with pytest.raises(PlanError, match="its way takes 4 passes, and 1 are in the file"):
+        load_plan(path, lambda x: torch.outer(x, x).sum(0))
 
 
 def test_chunks_are_those_that_were_saved(path):

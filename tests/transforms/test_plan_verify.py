@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 import torchjac
 from tests.sparse import DETECTS
-from torchjac.errors import PlanError
+from torchjac.errors import DerivativeMismatchWarning, PlanError
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
 
@@ -135,3 +136,15 @@ def test_entries_of_a_pattern_that_are_off(spoil: Spoil) -> None:
     assert plan.verify(x)
     with pytest.raises(PlanError, match="one plain backward pass"):
         spoiled(plan, spoil).verify(x)
+
+
+def test_where_every_result_is_compared_a_wrong_one_is_made_again() -> None:
+    x = points(8, torch.float64)[0]
+    transform = torchjac.jac(torch.sin, check="always")
+    plan = transform.plan(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan(x)
+    with pytest.warns(DerivativeMismatchWarning, match="made again without the plan"):
+        got = spoiled(plan, scaled(1.001))(x)
+    torch.testing.assert_close(got, torch.diag(x.cos()))

@@ -20,13 +20,14 @@ from torchjac.evaluation.programs.fingerprints import (
 from torchjac.evaluation.programs.linear import LinearGraph
 from torchjac.evaluation.programs.tracing import UntraceableError, trace
 from torchjac.evaluation.surroundings import out_of_inference
-from torchjac.planning.candidates import linearized, with_program
+from torchjac.planning.candidates import Candidate, linearized, passes_of, with_program
 from torchjac.planning.compressed import Compression
 from torchjac.planning.design import Design
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.plan import Plan, Transform
 from torchjac.planning.planner import assembled, captures_of
 from torchjac.planning.problem import Problem
+from torchjac.planning.proof import LOADED
 from torchjac.planning.saved import Saved
 from torchjac.planning.saving import kinds
 
@@ -56,7 +57,9 @@ def remade(saved: Saved, transform: Transform) -> Plan:
         raise saved.refuse(f"func cannot be watched as it was: {changed}")
     plan = assembled(transform, call, problem, found, args, kwargs, captures, saved.record)
     made = ", ".join(f"{name} {version}" for name, version in saved.versions.items())
-    return dataclasses.replace(plan, _loaded=f"from {saved.path}, saved with {made}")
+    doubts = plan._doubts if problem.check == "never" else plan._doubts | {LOADED}
+    where = f"from {saved.path}, saved with {made}"
+    return dataclasses.replace(plan, _loaded=where, _doubts=doubts)
 
 
 def _check_primals(saved: Saved, problem: Problem) -> None:
@@ -97,9 +100,17 @@ def _design(saved: Saved, transform: Transform, problem: Problem) -> Design:
     if linear is not None and saved.is_traced:
         colored = dataclasses.replace(problem, compression=compression if chosen.colored else None)
         chosen = dataclasses.replace(chosen, waist=waist if saved.through_waist else None)
+        _check_passes(saved, colored, chosen)
         _see_outputs(problem)
         chosen = considered[saved.chosen] = with_program(colored, linear, chosen)
     return Design(chosen, considered, compression, waist, saved.reason, saved.notes, linear)
+
+
+def _check_passes(saved: Saved, problem: Problem, chosen: Candidate) -> None:
+    counts = saved.record.output_counts
+    passes = chosen.waist.passes if chosen.waist else passes_of(problem, chosen.way, counts)
+    if chosen.passes != passes:
+        raise saved.refuse(f"its way takes {passes} passes, and {chosen.passes} are in the file")
 
 
 def _recognised(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from torchjac.planning.explain import explain
 from torchjac.planning.fields import Arguments, Fields, are_plain
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.proof import verify
+from torchjac.planning.proof import stands, verify
 from torchjac.planning.saving import save
 from torchjac.planning.solve import solve
 from torchjac.structure.blocks import SparseBlock
@@ -76,16 +76,22 @@ class Plan:
     _record: Record
     _compiled: bool = False
     _loaded: str | None = None
+    _doubts: set[str] = field(default_factory=set)
+    """Why results are still compared with a plain pass."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The derivative, as the transform itself returns it.
 
         Raises:
             PlanMismatchError: other arguments than planned for, or the function reaches other things.
+            PlanError: the plan was loaded, this is its first call, and the derivative disagrees with one
+                plain backward pass.
         """
         tensors = self._inputs(args, kwargs)
         program = self._program
         if tensors is None or program is None:
+            return self._generally(args, kwargs)
+        if self._doubts and not stands(self, args, kwargs):
             return self._generally(args, kwargs)
         if torch.is_grad_enabled() and (
             program.requires_grad or any(t.requires_grad for t in tensors)

@@ -38,6 +38,7 @@ from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Record, remember
 from torchjac.planning.plan import Plan, Transform
 from torchjac.planning.problem import Problem
+from torchjac.planning.proof import ALWAYS
 from torchjac.planning.solve import first_look
 from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
@@ -137,6 +138,7 @@ def assembled(
         Arguments(args, kwargs, inputs_of(problem), is_bare=bare),
         program,
         record,
+        _doubts={ALWAYS} if problem.check == "always" else set(),
     )
 
 

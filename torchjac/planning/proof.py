@@ -1,4 +1,4 @@
-"""A plan held against products that share nothing with how it was made."""
+"""A plan held against products that share nothing with how it was made: when asked, and in calls."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchjac.errors import PlanError
+from torchjac.errors import DerivativeMismatchWarning, PlanError
 from torchjac.evaluation.cancellation import rounding_of_terms
 from torchjac.evaluation.engines import Graph
 from torchjac.evaluation.probes import adjoint_probe, difference_probe, forward_probe
 from torchjac.evaluation.surroundings import Draw, has_values, out_of_inference
+from torchjac.planning.fallback import warn_user
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.verify import recorded, trusted_function
+from torchjac.planning.verify import agrees_with_backward, recorded, trusted_function
 
 if TYPE_CHECKING:
     from torchjac.planning.plan import Plan
 
-__all__ = ["verify"]
+__all__ = ["ALWAYS", "LOADED", "stands", "verify"]
 
 
 def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -28,18 +29,14 @@ def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None
         with torch.inference_mode(False), torch.no_grad():
             verify(plan, args, kwargs)
         return
-    _, problem = plan._transform.ask(args, kwargs)
+    problem = _problem(plan, args, kwargs)
     if not has_values(problem.primals):
         raise PlanError(
             f"{plan._name}.verify: there are no values to compare on fake tensors, nor within vmap, grad, "
             f"torch.compile or a dispatch mode. Verify outside."
         )
-    primals = [primal.detach() for primal in out_of_inference(problem.primals)]
-    problem = dataclasses.replace(problem, primals=primals)
     draw = Draw(problem.primals)
-    with draw.aside(), torch.no_grad():
-        answer = plan.answer(args, kwargs)
-    graph = recorded(problem, answer, draw)
+    answer, graph = _compared(plan, args, kwargs, problem, draw)
     if graph is None:
         raise PlanError(
             f"{plan._name}.verify: func gives other values than the plan, or has no plain backward pass; "
@@ -56,6 +53,54 @@ def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None
             f"difference alone, func may hold a derivative back on purpose (detach, no_grad) or have a "
             f"kink here; else please report it. torchjac.testing.check_jac shows where."
         )
+
+
+def stands(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the derivative agrees with one plain backward pass, here and now; True without values.
+
+    Raises:
+        PlanError: it does not, and the plan was loaded.
+    """
+    problem = _problem(plan, args, kwargs)
+    if not has_values(problem.primals):
+        return True
+    draw = Draw(problem.primals)
+    answer, graph = _compared(plan, args, kwargs, problem, draw)
+    if graph is not None and agrees_with_backward(graph, answer.leaves, batched=problem.batched):
+        plan._doubts.discard(LOADED)
+        return True
+    if plan._loaded:
+        raise PlanError(
+            f"{plan._name}: the derivative disagrees with one plain backward pass. The plan was loaded "
+            f"{plan._loaded}: the file has been changed, or its plan does not hold here any more. Make a new "
+            f"plan, and save that."
+        )
+    warn_user(
+        f"{plan._name}: the derivative disagrees with one plain backward pass. It was made again without "
+        f"the plan. Make a new plan, or please report it.",
+        DerivativeMismatchWarning,
+    )
+    return False
+
+
+LOADED, ALWAYS = "loaded", "always"
+"""Why results are compared: the first one since the plan was loaded; every one, as ``check`` says."""
+
+
+def _problem(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Problem:
+    """The problem of a call, cut off from whatever it could be differentiated by."""
+    _, problem = plan._transform.ask(args, kwargs)
+    primals = [primal.detach() for primal in out_of_inference(problem.primals)]
+    return dataclasses.replace(problem, primals=primals)
+
+
+def _compared(
+    plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any], problem: Problem, draw: Draw
+) -> tuple[Answer, Graph | None]:
+    """What the plan says, and what plain autograd records to compare it with, if it gives the same."""
+    with draw.aside(), torch.no_grad():
+        answer = plan.answer(args, kwargs)
+    return answer, recorded(problem, answer, draw)
 
 
 def _disagreements(

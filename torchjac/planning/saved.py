@@ -19,6 +19,7 @@ from torchjac.planning.packing import Json, Unpacker
 from torchjac.planning.saving import FORMAT, versions
 from torchjac.planning.waists import Waist
 from torchjac.planning.ways import Way
+from torchjac.structure.soundness import flaw
 
 __all__ = ["Saved", "read"]
 
@@ -115,8 +116,12 @@ def _saved(path: str, unpacker: Unpacker) -> Saved:
     record, packed, waist = manifest["record"], manifest["compression"], manifest["waist"]
 
     def compression(packed: Json) -> Compression:
-        colorings = map(unpack, packed["colorings"])
+        colorings = list(map(unpack, packed["colorings"]))
         pattern = unpack(packed["pattern"])
+        for coloring in colorings:
+            wrong = "it is of another pattern" if coloring.pattern != pattern else flaw(coloring)
+            if wrong:
+                raise PlanError(f"the colouring of {coloring.by} is none: {wrong}")
         name = manifest["transform"]
         return Compression(pattern, symmetric=packed["symmetric"], name=name, colorings=colorings)
 

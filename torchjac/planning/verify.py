@@ -26,7 +26,7 @@ from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
 
-__all__ = ["recorded", "trusted_function", "verified"]
+__all__ = ["agrees_with_backward", "recorded", "trusted_function", "verified"]
 
 # In half precision a difference quotient has no digits left.
 _FINE = (torch.float64, torch.float32)
@@ -159,18 +159,25 @@ def _rounding(problem: Problem, answer: Answer, draw: Draw) -> float:
 
 
 def _stands_backward(problem: Problem, answer: Answer, graph: Graph) -> bool:
-    def stands(slack: float = 0.0) -> bool:
-        found = adjoint_probe(graph, answer.leaves, batched=problem.batched, slack=slack)
-        return found is None
-
     try:
-        return stands() or stands(rounding_of_terms(graph))
+        return agrees_with_backward(graph, answer.leaves, batched=problem.batched)
     except Exception as error:
         # With vmap around the function that is a reason to do without it; see `solve`. Otherwise
         # plain backward refuses the function, and there is nothing to compare with.
         if problem.slower is not None or is_out_of_memory(error):
             raise
         return True
+
+
+def agrees_with_backward(
+    graph: Graph, leaves: Sequence[Sequence[Tensor | SparseBlock]], *, batched: bool
+) -> bool:
+    """Whether leaves agree with one plain backward pass, but for what is left where terms cancel."""
+
+    def agree_within(slack: float) -> bool:
+        return adjoint_probe(graph, leaves, batched=batched, slack=slack) is None
+
+    return agree_within(0.0) or agree_within(rounding_of_terms(graph))
 
 
 def trusted_function(problem: Problem) -> FlatFunction:
