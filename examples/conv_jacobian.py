@@ -49,11 +49,11 @@ def shapes(count: int) -> tuple[Tensor, Tensor, Tensor]:
 def network() -> torch.nn.Sequential:
     """Features by three convolutions, then their mean over the image, then a score for each class."""
     features = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 12, 5, padding=2),
+        torch.nn.Conv2d(1, 8, 5, padding=2),
         torch.nn.ReLU(),
-        torch.nn.Conv2d(12, 16, 5, stride=2, padding=2),
+        torch.nn.Conv2d(8, 12, 5, stride=2, padding=2),
         torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 24, 3, padding=1),
+        torch.nn.Conv2d(12, 24, 3, padding=1),
         torch.nn.ReLU(),
     )
     pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
