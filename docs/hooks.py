@@ -18,26 +18,33 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "tests/README.md",
-    "benchmarks/*.md",
-    "benchmarks/*.py",
-    "benchmarks/results/*.md",
-    "benchmarks/results/*.png",
-    "examples/*.py",
-)
-CODE_PAGE = "---\nsearch: {{exclude: true}}\n---\n# {}\n\n```python\n{}```\n"
+# Beside what is linked, these: the navigation names them.
+NAMED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/results/*.md")
+CODE_PAGE = "---\nsearch: {{exclude: true}}\n---\n# {}\n\n````python\n{}````\n"
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 NAME = re.compile(r"<code>(torchjac(?:\.\w+)+)</code>")
 
 
 def outside() -> Iterator[str]:
-    """The files that become pages, as paths in the repository."""
-    for pattern in OUTSIDE:
-        yield from (path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(pattern)))
+    """The files outside of ``docs/`` that become pages, as paths in the repository."""
+    pages = [path for pattern in ("docs/**/*.md", *NAMED) for path in sorted(ROOT.glob(pattern))]
+    queue, seen = [path.relative_to(ROOT).as_posix() for path in pages], set()
+    while queue:
+        path = queue.pop(0)
+        if path in seen or not (ROOT / path).is_file():
+            continue
+        seen.add(path)
+        if not path.startswith("docs/"):
+            yield path
+        if path.endswith(".md"):
+            prose = "".join(CODE.split((ROOT / path).read_text(encoding="utf-8")))
+            queue += [target_of(link[1], path) for link in LINK.finditer(prose)]
+
+
+def target_of(link: str, page: str) -> str:
+    """Where a relative link of a page leads, both as paths in the repository."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(page), link))
 
 
 def to_site(path: str) -> str:
@@ -92,8 +99,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     here, there = posixpath.dirname(page.file.src_uri), to_repository(page.file.src_uri)
 
     def turned(link: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(there), link[1]))
-        return posixpath.relpath(to_site(target), here or ".")
+        return posixpath.relpath(to_site(target_of(link[1], there)), here or ".")
 
     # Code between fences is left as it is.
     prose = CODE.split(markdown)

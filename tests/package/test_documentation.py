@@ -18,6 +18,10 @@ from hypothesis import settings
 
 import torchjac
 import torchjac.testing
+from tests.sparse import DETECTS
+
+if not DETECTS:
+    pytest.skip("the examples detect patterns, which needs torch 2.1", allow_module_level=True)
 
 ROOT = Path(torchjac.__file__).parent.parent
 MODULES = sorted(
@@ -195,16 +199,16 @@ PICTURES = sorted(path for path in (DOCS / "pictures").glob("*.py") if path.stem
 
 @pytest.mark.parametrize("script", PICTURES, ids=lambda path: path.stem)
 def test_a_picture_is_what_its_script_draws(script, tmp_path):
+    pytest.importorskip("matplotlib")
     subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {f"{script.stem}-light.svg", f"{script.stem}-dark.svg"}
     used = "".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
     for name in drawn:
-        assert len(texts(tmp_path / name)) > 2
-        assert texts(tmp_path / name) == texts(script.parent / name)
+        assert shown(tmp_path / name) == shown(script.parent / name) != []
         assert f"pictures/{name}#" in used
 
 
-def texts(path):
-    """What is written in a picture, which says what it shows on every version of Matplotlib."""
-    return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
+def shown(path):
+    """The words and colours of a picture; its shapes differ from one Matplotlib to the next."""
+    return re.findall(r"<!-- (.*?) -->|fill: (#\w+)", path.read_text(encoding="utf-8"))
