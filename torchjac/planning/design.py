@@ -25,6 +25,8 @@ __all__ = ["Design", "design", "without_trace"]
 _MOST_ENTRIES = 1 << 24
 # Costs are counted, not measured: among those that are so close, fewer passes decide.
 _CLOSE = 1.25
+_CHEAPEST = "the cheapest, counted"
+_FEWEST = "the fewest passes of those that are about the cheapest, counted"
 # Of measured times.
 _NOISE = 1.05
 
@@ -70,21 +72,23 @@ def design(problem: Problem, record: Record, *, tune: bool) -> Design:
     least = min(map(_counted, ready))
     close = [candidate for candidate in ready if _counted(candidate) <= _CLOSE * least]
     chosen = min(close, key=lambda one: (one.passes, _counted(one)))
-    reason = "the cheapest, counted"
+    reason = _CHEAPEST if _counted(chosen) == least else _FEWEST
     if tune and has_values(problem.primals):
         place = considered.index(chosen)
         untraced = [_untraced(problem, record, way) for way in _dense_ways(problem, record)]
         considered = measured(problem, record, [*considered, *untraced])
-        chosen, reason = _fastest(considered, considered[place])
+        chosen, reason = _fastest(considered, considered[place], reason)
     return Design(chosen, considered, found, waist, reason, notes, linear)
 
 
-def _fastest(considered: Sequence[Candidate], counted: Candidate) -> tuple[Candidate, str]:
+def _fastest(
+    considered: Sequence[Candidate], counted: Candidate, reason: str
+) -> tuple[Candidate, str]:
     """The fastest by measure; but what was counted stays where the difference could be noise."""
     timed = [candidate for candidate in considered if candidate.seconds is not None]
     best = min(timed, key=lambda one: one.seconds or 0.0)
     if counted.seconds is not None and counted.seconds <= _NOISE * (best.seconds or 0.0):
-        return counted, "the cheapest, counted, and no slower than others, measured"
+        return counted, f"{reason}, and no slower than others, measured"
     return best, "the fastest, measured"
 
 
