@@ -20,7 +20,16 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 # Beside what is linked, these: the navigation names them.
 NAMED = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks/results/*.md")
-CODE_PAGE = "---\nsearch: {{exclude: true}}\n---\n# {}\n\n````python\n{}````\n"
+CODE_PAGE = """\
+---
+hide: [navigation, toc]
+search: {{exclude: true}}
+---
+# {}
+
+````python
+{}````
+"""
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 NAME = re.compile(r"<code>(torchjac(?:\.\w+)+)</code>")
