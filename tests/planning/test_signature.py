@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import gc
 import math
@@ -9,7 +10,7 @@ import torch
 
 import torchjac
 from torchjac.planning.memory import Record, recall, remember
-from torchjac.planning.signature import of_arguments, of_function
+from torchjac.planning.signature import Search, of_arguments, of_function
 
 
 def same(one, other):
@@ -343,3 +344,37 @@ def test_a_new_object_without_functions_is_no_new_signature():
     assert of_arguments((torch.ones(2), Point(1.0)), {}) == of_arguments(
         (torch.ones(2), Point(2.0)), {}
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    factor: float
+    func: object = torch.sin
+
+
+@dataclasses.dataclass(frozen=True)
+class WithMethod:
+    factor: float
+
+    def scaled(self, x):
+        return x * self.factor
+
+
+@dataclasses.dataclass
+class Thawed:
+    factor: float
+
+
+@pytest.mark.parametrize(
+    ("record", "sure"), [(Frozen(2.0), True), (WithMethod(2.0), False), (Thawed(2.0), False)]
+)
+def test_records_are_told_by_their_fields(record, sure):
+    def func(x):
+        return x * record.factor
+
+    search = Search(values=True)
+    described, _ = of_function(func, search)
+    assert search.is_sure is sure
+    if sure:
+        record = dataclasses.replace(record, factor=3.0)
+        assert of_function(func, Search(values=True))[0] != described

@@ -141,3 +141,25 @@ def test_seeds_of_colours() -> None:
     assert third.dtype == torch.float64
     assert seeds.chunk(1, 2)[0].tolist() == [[[0, 1], [0, 0]]]
     assert [tuple(section) for section in seeds.sections(1, 3)] == [(0, 1, 0, 2)]
+
+
+def test_products_that_are_the_entries_are_not_gathered() -> None:
+    leaf = torch.arange(4.0)
+    layout = Layout([leaf])
+    recovery = Recovery(color(SparsityPattern.from_dense(torch.eye(4) > 0)), layout, layout)
+    product = torch.randn(1, 4)
+    ((block,),) = recovery.blocks([product], [])
+    assert block.values.data_ptr() == product.data_ptr()
+    # One number for all entries is written out: each of them can be written into.
+    ((block,),) = recovery.blocks([torch.ones(1, 1).expand(1, 4)], [])
+    assert block.values.stride() == (1,)
+    torch.testing.assert_close(block.values, torch.ones(4))
+
+
+def test_entries_that_are_all_products_in_another_order_are_gathered() -> None:
+    swapped = torch.eye(4)[[1, 0, 3, 2]]
+    layout = Layout([torch.arange(4.0)])
+    recovery = Recovery(color(SparsityPattern.from_dense(swapped > 0), "rows"), layout, layout)
+    # One product with the sum of the rows; row 0 has its entry in column 1.
+    ((block,),) = recovery.blocks([], [torch.tensor([[10.0, 11.0, 12.0, 13.0]])])
+    assert block.values.tolist() == [11.0, 10.0, 13.0, 12.0]

@@ -7,6 +7,7 @@ the code can reach, never the function object. Nothing in a signature keeps any 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import types
@@ -140,9 +141,9 @@ def _matters(part: Any, search: Search) -> bool:
 
 def _describe_object(subject: Any, search: Search) -> Any:
     """Describe a callable by its identity, anything else by its type, and both by what they hold."""
-    kind = type(subject)
+    kind: Any = type(subject)
     search.seen.add(id(subject))
-    search.is_sure &= _is_torch(subject)
+    search.is_sure &= _is_torch(subject) or _is_record(kind)
     held = [p for p in getattr(subject, "__dict__", {}).values() if _matters(p, search)]
     parts = [_describe(part, search) for part in held[:_LONG]]
     if not callable(subject):
@@ -151,6 +152,18 @@ def _describe_object(subject: Any, search: Search) -> Any:
         return (Identity(subject), *parts)
     except TypeError:  # no weak references to it: a built-in, or a class with slots
         return (kind, getattr(subject, "__qualname__", None))
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_record(kind: type) -> bool:
+    """Whether its instances are fields and nothing else: frozen dataclasses without methods or slots."""
+    if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
+        return False
+    known = [vars(base) for base in kind.__mro__[:-1]]
+    fields = {field.name for field in dataclasses.fields(kind)}
+    own = {name for names in known for name, value in names.items() if callable(value)} - fields
+    few = len(fields) <= _LONG
+    return few and all(name[:2] == "__" for name in own) and kind.__dictoffset__ != 0
 
 
 def _is_torch(subject: Any) -> bool:

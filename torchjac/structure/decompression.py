@@ -1,4 +1,4 @@
-"""From a few products back to the entries of a sparse Jacobian: one gather.
+"""From a few products back to the entries of a sparse Jacobian: one gather, or none.
 
 Every entry stands alone in some product: that is what a colouring is for. So reading the Jacobian off
 its products is a selection with indices that are fixed once; nothing is solved or searched in a call.
@@ -48,10 +48,13 @@ class Recovery:
         block = out * len(primals.counts) + into
         # The entries of a block one after another, still row-major within it.
         order = np.argsort(block, kind="stable")
+        places = places[order]
+        made = coloring.num_column_colors * m + coloring.num_row_colors * n
+        # Of a diagonal, say, the products are the entries.
+        self._is_all = len(places) == made and bool((np.diff(places, prepend=-1) == 1).all())
         # Half the memory to read at every call, where the products are not too many.
-        few = places.max(initial=0) < 2**31
-        width = np.int32 if few else np.int64
-        self._places = torch.from_numpy(places[order].astype(width)).to(device)
+        width = np.int32 if made < 2**31 else np.int64
+        self._places = torch.from_numpy(places.astype(width)).to(device)
         sizes = np.bincount(block, minlength=len(outputs.counts) * len(primals.counts))
         self._sizes: list[int] = sizes.tolist()
         parts = np.split(order, np.cumsum(sizes)[:-1])
@@ -84,7 +87,9 @@ class Recovery:
         sides = [_side_by_side(products) for products in (by_columns, by_rows) if products]
         device = self._places.device
         flat = sides[0] if len(sides) == 1 else torch.cat([side.to(device) for side in sides])
-        entries = flat.index_select(0, self._places).split(self._sizes)
+        # An expanded product is written out: what is handed out has an element for every entry.
+        whole = flat.contiguous() if self._is_all else flat.index_select(0, self._places)
+        entries = whole.split(self._sizes)
         width = len(self.primals.counts)
         found = [
             SparseBlock(index, values.to(dtype=kind[1], device=kind[2]))

@@ -44,8 +44,11 @@ class ColorSeeds(Seeds):
         units = {}
         for leaf, (places, bounds) in enumerate(self._ones):
             (_, dtype, device), count = self.layout.kinds[leaf], self.layout.counts[leaf]
-            unit = torch.zeros((stop - start) * count, dtype=dtype, device=device)
             ones = places[bounds[start] : bounds[stop]]
+            if len(ones) == (stop - start) * count:  # one colour that all have
+                units[leaf] = torch.ones(stop - start, count, dtype=dtype, device=device)
+                continue
+            unit = torch.zeros((stop - start) * count, dtype=dtype, device=device)
             unit.index_fill_(0, ones - start * count if start else ones, 1)
             units[leaf] = unit.view(stop - start, count)
         return units
