@@ -2,7 +2,7 @@
 
     python examples/conv_jacobian.py [picture.png]
 
-A small network learns to tell discs, squares and crosses apart, in noise and anywhere in the image. Two
+A small network learns to tell crosses, rings and frames apart, in noise and anywhere in the image. Two
 Jacobians are then drawn. That of the class scores by the pixels, an image for each class, is the saliency
 (Simonyan, Vedaldi & Zisserman, *Deep inside convolutional networks*, 2014): it lies where the shape is. That
 of one unit in the middle of the feature map is its receptive field: nothing outside of what kernels and
@@ -24,7 +24,7 @@ import torchjac
 
 SIZE, RADIUS, NOISE = 32, 6, 0.3
 REACH = 5 + (5 - 1) + 2 * (3 - 1)  # pixels that the last feature sees, by kernels and strides
-CLASSES = ("disc", "square", "cross")
+CLASSES = ("cross", "ring", "frame")
 
 
 def shapes(count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,18 +32,20 @@ def shapes(count: int) -> tuple[Tensor, Tensor, Tensor]:
     labels = torch.arange(count) % len(CLASSES)
     at = torch.arange(SIZE)
     centres = torch.randint(RADIUS, SIZE - RADIUS, (count, 2, 1, 1))
-    # Distances of all pixels from the centre, (count, SIZE, SIZE) down and across.
+    # Distances of all pixels from the centre down, (count, SIZE, 1), and across, (count, 1, SIZE).
     y, x = (at[:, None] - centres[:, 0]).abs(), (at[None, :] - centres[:, 1]).abs()
+    near, far = torch.minimum(x, y), torch.maximum(x, y)
+    distance = (x**2 + y**2).sqrt()
+    # All about 70 pixels large, so that it is the shape that tells them apart.
     drawn = torch.stack(
         [
-            x**2 + y**2 <= RADIUS**2,
-            torch.maximum(x, y) <= RADIUS - 1,
-            (torch.minimum(x, y) <= 1) & (torch.maximum(x, y) <= RADIUS),
+            (near <= 1) & (far <= RADIUS),
+            (distance - RADIUS + 1).abs() <= 1,
+            (far - RADIUS + 1.5).abs() < 1,
         ]
     )
     masks = drawn[labels, torch.arange(count)]
-    images = masks + NOISE * torch.randn(count, SIZE, SIZE)
-    return images[:, None], masks, labels
+    return (masks + NOISE * torch.randn(count, SIZE, SIZE))[:, None], masks, labels
 
 
 def network() -> torch.nn.Sequential:
@@ -74,7 +76,8 @@ def saliency(net: torch.nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """The scores (B, C), and how each changes with every pixel, (B, C, SIZE, SIZE)."""
     with torch.no_grad():
         scores, J = torchjac.batched_jac(net, per_sample=False, return_value=True)(images)
-    return scores, J[:, :, 0]
+    # Only differences of scores say anything of a class, so their mean is taken off.
+    return scores, (J - J.mean(dim=1, keepdim=True))[:, :, 0]
 
 
 def receptive_field(features: torch.nn.Module, images: Tensor) -> Tensor:
@@ -138,8 +141,8 @@ def draw(images: Tensor, J: Tensor, field: Tensor, picture: str) -> None:
             panels[0].imshow(images[row, 0].numpy(), cmap="gray")
             panels[0].set_title(f"a {name}")
             for column, score in enumerate(CLASSES):
-                size = J[row, column].abs().numpy()
-                panels[1 + column].imshow(size, cmap="magma", vmin=0, vmax=most)
+                value = J[row, column].abs().numpy()
+                panels[1 + column].imshow(value, cmap="magma", vmin=0, vmax=most)
                 panels[1 + column].set_title(f"|∂ {score} / ∂ pixels|")
         axes[1, 4].imshow(field.numpy(), cmap="magma")
         axes[1, 4].set_title("receptive field")

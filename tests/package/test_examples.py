@@ -130,6 +130,6 @@ def test_inverse_kinematics(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_conv_jacobian(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib").use("agg")
-    load("conv_jacobian").main(str(tmp_path / "picture.png"), steps=120, tests=60)
+    load("conv_jacobian").main(str(tmp_path / "picture.png"), steps=80, tests=60)
     assert "13 pixels wide, 13 by kernels and strides" in capsys.readouterr().out
     assert (tmp_path / "picture.png").stat().st_size > 10_000
