@@ -87,6 +87,8 @@ def main(size: int = 48) -> None:
         for k in range(1, len(clear) - 1)
     ]
     print("observed order of convergence:", ", ".join(f"{order:.2f}" for order in orders))
+    assert norms[-1] < 1e-10 * norms[0], norms
+    assert abs(orders[-1] - 2) < 0.2, orders
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ def main(steps: int = 200) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    print(f"\nfinal error {error(solution):.2e}, {time.perf_counter() - began:.0f} seconds")
+    final = error(solution)
+    print(f"\nfinal error {final:.2e}, {time.perf_counter() - began:.0f} seconds")
+    assert final < 0.2, final
 
 
 if __name__ == "__main__":
