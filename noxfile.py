@@ -141,7 +141,7 @@ def examples(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site of the documentation, strictly; ``-- serve`` shows it while it is written."""
     session.install(*needs("docs"))
-    task = session.posargs or ["build", "--site-dir", ".nox/site"]
+    task = session.posargs or ["build", "--strict", "--site-dir", ".nox/site"]
     env = {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement
     session.run("mkdocs", *task, "--config-file", ".mkdocs.yml", env=env)
 
