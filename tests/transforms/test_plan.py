@@ -410,6 +410,20 @@ def test_transforms_around_a_plan(around: str, func: Callable[..., Any]) -> None
     torch.testing.assert_close(got, expected(x))
 
 
+@pytest.mark.parametrize("sparsity", [None, "detect"])
+@pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
+def test_a_tuned_plan_within_a_transform(mode: str, sparsity: Any) -> None:
+    """What was measured with other seeds is no part of what runs without the program."""
+    x = point(60)
+    plan = torchjac.jac(tridiagonal, mode=mode, sparsity=sparsity).plan(x, tune=True)
+    expected = torch.func.jacrev(tridiagonal)
+    torch.testing.assert_close(plan(2 * x), expected(2 * x))
+    torch.testing.assert_close(torch.func.vmap(plan)(x[None]), torch.func.vmap(expected)(x[None]))
+    weighed = x.clone().requires_grad_()
+    (got,) = torch.autograd.grad(loss(plan(weighed)), weighed)
+    torch.testing.assert_close(got, torch.autograd.grad(loss(expected(weighed)), weighed)[0])
+
+
 def test_under_forward_mode_of_the_callers_own() -> None:
     plan = torchjac.jac(torch.sin).plan(X)
     with forward_ad.dual_level():

@@ -1,5 +1,6 @@
 """A compiled plan is the plan: the same numbers, the same refusals, what it captured seen alive."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from torch import nn
 import torchjac
 from torchjac.errors import PlanMismatchError, UnsupportedError
 from torchjac.evaluation.programs import compiled as compiled_programs
+from torchjac.evaluation.programs.tracing import UntraceableError
+from torchjac.planning import compiling, design
 
 pytestmark = [
     pytest.mark.skipif(not compiled_programs._supported(), reason="Inductor of PyTorch 2.4"),
@@ -112,6 +115,95 @@ def test_a_compiled_waist():
     plan = torchjac.jac(func).plan(torch.randn(300).double()).compile()
     x = torch.randn(300).double()
     torch.testing.assert_close(plan(x), torch.func.jacrev(func)(x))
+
+
+# A plan that was tuned
+
+TALL = torch.linspace(-1, 1, 24).double().reshape(8, 3)
+
+
+def squeezed(x):
+    return TALL @ (x * x.sum()).sin()
+
+
+def assert_jacobian(plan, x=None):
+    x = torch.randn(3).double() if x is None else x
+    torch.testing.assert_close(plan(x), torch.func.jacrev(squeezed)(x))
+    weighed = x.clone().requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(plan(weighed).square().sum(), weighed),
+        torch.autograd.grad(torch.func.jacrev(squeezed)(weighed).square().sum(), weighed),
+    )
+    batch = torch.randn(4, 3).double()
+    torch.testing.assert_close(
+        torch.func.vmap(plan)(batch), torch.func.vmap(torch.func.jacrev(squeezed))(batch)
+    )
+
+
+@pytest.mark.parametrize("faster", [0, 1])
+def test_a_tuned_plan_chooses_again_by_what_is_compiled(faster, monkeypatch):
+    plan = torchjac.jac(squeezed).plan(torch.ones(3).double(), tune=True)
+    raced = []
+
+    def race(runs, may_fail):
+        for run in runs:
+            run()
+        raced.append(len(runs))
+        return [1.0 if at == faster else 2.0 for at in range(len(runs))]
+
+    monkeypatch.setattr(compiling, "race", race)
+    found = plan.compile()
+    if plan._program is None:  # then only the other one could be compiled
+        assert raced == []
+    else:
+        assert raced == [2]
+        assert (found.mode == plan.mode) == (faster == 0)
+        assert "the fastest of 2 that were compiled, measured" in str(found)
+    assert_jacobian(found)
+    assert found.verify(torch.randn(3).double())
+
+
+def test_a_tuned_plan_is_measured_when_it_is_compiled():
+    plan = torchjac.jac(squeezed).plan(torch.ones(3).double(), tune=True).compile()
+    assert "compiled" in str(plan)
+    assert_jacobian(plan)
+
+
+def test_where_no_trace_was_the_fastest_one_is_compiled(monkeypatch):
+    def measured(problem, record, considered):
+        return [dataclasses.replace(c, seconds=1.0 if c.program else 0.5) for c in considered]
+
+    monkeypatch.setattr(design, "measured", measured)
+    plan = torchjac.jac(squeezed).plan(torch.ones(3).double(), tune=True)
+    assert plan._program is None
+    assert_jacobian(plan.compile())
+
+
+def test_another_way_that_does_not_stand_the_test_is_not_compiled(monkeypatch):
+    plan = torchjac.jac(squeezed).plan(torch.ones(3).double(), tune=True)
+    if plan._program is None:
+        pytest.skip("PyTorch itself was the fastest")
+
+    def try_out(*args):
+        raise UntraceableError("wrong")
+
+    monkeypatch.setattr(compiling, "try_out", try_out)
+    found = plan.compile()
+    assert found.mode == plan.mode
+    assert_jacobian(found)
+
+
+def test_a_tuned_plan_of_a_pattern_may_become_a_dense_one(monkeypatch):
+    monkeypatch.setattr(compiling, "race", lambda runs, may_fail: [2.0, 1.0])
+    x = torch.randn(60).double()
+    func = lambda x: x[1:] * x[:-1].sin()  # noqa: E731
+    plan = torchjac.jac(func).plan(x, tune=True)
+    found = plan.compile()
+    torch.testing.assert_close(found(x), torch.func.jacrev(func)(x))
+    torch.testing.assert_close(
+        torch.func.vmap(found)(x[None]), torch.func.vmap(torch.func.jacrev(func))(x[None])
+    )
+    assert found.verify(x)
 
 
 def test_without_a_graph_there_is_nothing_to_compile():

@@ -72,6 +72,13 @@ class Candidate:
         """Whether it takes the traced backward pass as it is."""
         return self.way.direction == "reverse" and not self.way.both and self.waist is None
 
+    def is_bare(self, give: Callable[[Any, Answer], Any], call: Any, outcome: Any) -> bool:
+        """Whether the first tensor that the program returns is what ``give`` hands out, as it is."""
+        if len(self.blocks) != 1 or self.blocks[0] is not None or call.options.has_aux:
+            return False
+        marker = torch.empty(0, device="cpu")
+        return give(call, self.answer([marker] * (1 + self.num_values), 1, outcome)) is marker
+
     def answer(self, returned: Sequence[Tensor], width: int, outcome: Any) -> Answer:
         """Read what the program returned; ``width`` input leaves stand side by side."""
         count = len(self.blocks)

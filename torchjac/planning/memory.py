@@ -7,7 +7,7 @@ holds no function, module or tensor, and forgets the oldest signatures when ther
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torchjac.evaluation.engines import Direction
 from torchjac.foundations.seeds import Seeds
@@ -48,6 +48,10 @@ class Record:
     def next_way(self) -> Way:
         """The way that the next call takes."""
         return self.instead or self.ways[self.refused]
+
+    def apart(self) -> Record:
+        """A copy for runs of which nothing is to be remembered: they may be of other seeds or programs."""
+        return replace(self, prepared={}, instead=None, checked=set())
 
 
 _records: Store[Record] = Store(_MOST, _HEAVIEST)

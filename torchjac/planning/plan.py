@@ -70,7 +70,7 @@ class Plan:
     _problem: Problem
     _design: Design
     _fields: Fields
-    _captures: Captures | None
+    _captures: Captures
     _arguments: Arguments
     _program: Program | None
     _record: Record
@@ -114,11 +114,11 @@ class Plan:
         tensors = self._arguments.taken(args, kwargs)
         if tensors is None:
             self._refuse_others(args, kwargs)
-        if self._captures is not None and (changed := self._captures.changed()):
+        program = self._program
+        if program is not None and (changed := self._captures.changed()):
             raise PlanMismatchError(
                 f"{self._name}: what func reaches is not what was planned for: {changed}. Make a new plan."
             )
-        program = self._program
         if program is None or not nothing_around():
             return None
         if self._design.compression is not None and self._design.compression.is_stale:
@@ -160,7 +160,8 @@ class Plan:
     def compile(self) -> Plan:
         """The same plan, run through TorchInductor: one graph, and no guards but the plan's own.
 
-        The plan's result on the arguments that it was made for is compared with the compiled one.
+        The plan's result on the arguments that it was made for is compared with the compiled one. A plan
+        that was tuned is tuned again: its way and the cheapest other one are compiled and measured.
 
         Raises:
             UnsupportedError: there is no graph to compile, PyTorch is older than 2.4, no C++ compiler is
@@ -293,7 +294,7 @@ class Plan:
         read = [*tensors, *program.captured]
 
         def again() -> list[Tensor]:
-            if self._captures is not None and (changed := self._captures.changed()):
+            if changed := self._captures.changed():
                 raise RuntimeError(
                     f"{self._name}: what func reaches has changed between the call and going backward: "
                     f"{changed}"

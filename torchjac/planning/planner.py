@@ -14,11 +14,9 @@ from torch import Tensor
 from torchjac.errors import (
     DerivativeMismatchWarning,
     PlanError,
-    SparsityMismatchError,
     TorchjacError,
     UnsupportedError,
 )
-from torchjac.evaluation.probes import are_alike
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import (
     Draw,
@@ -28,19 +26,16 @@ from torchjac.evaluation.surroundings import (
     out_of_inference,
 )
 from torchjac.foundations.pytree import flatten
-from torchjac.planning.attempt import attempt
 from torchjac.planning.candidates import inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.design import Design, design, without_trace
 from torchjac.planning.fallback import warn_slower
-from torchjac.planning.fields import Arguments, Fields, as_dense
-from torchjac.planning.look import evaluate_plainly
+from torchjac.planning.fields import Arguments, Fields
 from torchjac.planning.memory import Record, remember
 from torchjac.planning.plan import Plan, Transform
 from torchjac.planning.problem import Problem
-from torchjac.planning.proof import ALWAYS
+from torchjac.planning.proof import ALWAYS, try_out
 from torchjac.planning.solve import first_look
-from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
 __all__ = ["assembled", "captures_of", "make_plan"]
@@ -123,20 +118,19 @@ def assembled(
     record: Record,
 ) -> Plan:
     """Put a plan together, once all is known."""
-    program = found.chosen.program
-    key = object()
+    chosen, key = found.chosen, object()
     problem.signature = lambda: key
     remember(key, record)
-    bare = program is not None and _is_bare(transform, call, problem, found)
+    bare = chosen.program is not None and chosen.is_bare(transform.give, call, problem.outcome())
     return Plan(
         transform,
         call,
         problem,
         found,
         Fields(args, kwargs),
-        None if program is None else captures,
+        captures,
         Arguments(args, kwargs, inputs_of(problem), is_bare=bare),
-        program,
+        chosen.program,
         record,
         _doubts={ALWAYS} if problem.check == "always" else set(),
     )
@@ -180,57 +174,11 @@ def _proven(problem: Problem, record: Record, found: Design, draw: Draw) -> Desi
             if candidate is not ways[-1]:
                 warnings.simplefilter("ignore", DerivativeMismatchWarning)
             try:
-                _try_out(problem, record, tried, draw)
+                try_out(problem, record, tried, draw)
             except UntraceableError as error:
                 reason = reason or str(error)
                 continue
-            finally:
-                # That was about programs; what runs without one answers for itself.
-                record.instead = None
-                record.checked.clear()
         if reason:
             tried.reason = f"along the trace, since against it {reason}"
         return tried
     return without_trace(problem, record, reason, found)
-
-
-def _try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
-    """Compare what the chosen program returns with the function itself, or raise `UntraceableError`."""
-    chosen, tensors = found.chosen, as_dense(inputs_of(problem))
-    assert chosen.program is not None
-    assert found.linear is not None
-    with draw.aside():
-        returned = chosen.program(*tensors)
-    answer = chosen.answer(returned, len(problem.primals), problem.outcome())
-    with draw.aside(), torch.no_grad():
-        answer.values, answer.carried = found.linear.at(tensors).evaluated()
-    with draw.aside():
-        values = evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
-    if not are_alike(answer.values, values):
-        raise UntraceableError(
-            "func gave other values than its trace, so it depends on something that is not an argument: "
-            "a state, the time, a generator of its own"
-        )
-    if problem.check == "never":
-        return
-    here = dataclasses.replace(problem, compression=found.compression if chosen.colored else None)
-    try:
-        kept = verified(here, answer, record, draw, lambda way: attempt(here, way, record))
-    except SparsityMismatchError as error:
-        if problem.sparsity is not None:
-            raise
-        raise UntraceableError(
-            f"the pattern that was found is not that of the derivative ({error})"
-        ) from error
-    if kept is not answer:
-        raise UntraceableError("the traced derivative disagreed with plain backward passes")
-
-
-def _is_bare(transform: Transform, call: Any, problem: Problem, found: Design) -> bool:
-    """Whether the first tensor that the program returns is what the user gets, as it is."""
-    chosen = found.chosen
-    if len(chosen.blocks) != 1 or chosen.blocks[0] is not None or call.options.has_aux:
-        return False
-    marker = torch.empty(0)
-    answer = chosen.answer([marker] * (1 + chosen.num_values), 1, problem.outcome())
-    return transform.give(call, answer) is marker

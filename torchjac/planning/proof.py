@@ -8,19 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchjac.errors import DerivativeMismatchWarning, PlanError
+from torchjac.errors import DerivativeMismatchWarning, PlanError, SparsityMismatchError
 from torchjac.evaluation.cancellation import rounding_of_terms
 from torchjac.evaluation.engines import Graph
-from torchjac.evaluation.probes import adjoint_probe, difference_probe, forward_probe
+from torchjac.evaluation.probes import (
+    adjoint_probe,
+    are_alike,
+    difference_probe,
+    forward_probe,
+)
+from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, has_values, out_of_inference
+from torchjac.planning.attempt import attempt
+from torchjac.planning.candidates import inputs_of
+from torchjac.planning.design import Design
 from torchjac.planning.fallback import warn_user
+from torchjac.planning.fields import as_dense
+from torchjac.planning.look import evaluate_plainly
+from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.verify import agrees_with_backward, recorded, trusted_function
+from torchjac.planning.verify import agrees_with_backward, recorded, trusted_function, verified
 
 if TYPE_CHECKING:
     from torchjac.planning.plan import Plan
 
-__all__ = ["ALWAYS", "LOADED", "stands", "verify"]
+__all__ = ["ALWAYS", "LOADED", "stands", "try_out", "verify"]
 
 
 def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -122,3 +134,35 @@ def _disagreements(
     if not difference_probe(replayed, problem.primals, answer.leaves, **how):
         found.append("a difference of gradients" if problem.order == 2 else "a central difference")
     return found
+
+
+def try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
+    """Compare what the chosen program returns with the function itself, or raise `UntraceableError`."""
+    chosen, tensors, record = found.chosen, as_dense(inputs_of(problem)), record.apart()
+    assert chosen.program is not None
+    assert found.linear is not None
+    with draw.aside():
+        returned = chosen.program(*tensors)
+    answer = chosen.answer(returned, len(problem.primals), problem.outcome())
+    with draw.aside(), torch.no_grad():
+        answer.values, answer.carried = found.linear.at(tensors).evaluated()
+    with draw.aside():
+        values = evaluate_plainly(lambda primals: problem.function(primals)[0], problem.primals)
+    if not are_alike(answer.values, values):
+        raise UntraceableError(
+            "func gave other values than its trace, so it depends on something that is not an argument: "
+            "a state, the time, a generator of its own"
+        )
+    if problem.check == "never":
+        return
+    here = dataclasses.replace(problem, compression=found.compression if chosen.colored else None)
+    try:
+        kept = verified(here, answer, record, draw, lambda way: attempt(here, way, record))
+    except SparsityMismatchError as error:
+        if problem.sparsity is not None:
+            raise
+        raise UntraceableError(
+            f"the pattern that was found is not that of the derivative ({error})"
+        ) from error
+    if kept is not answer:
+        raise UntraceableError("the traced derivative disagreed with plain backward passes")

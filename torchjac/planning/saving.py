@@ -113,7 +113,7 @@ def _by_value(plan: Plan, captured: list[torch.Tensor]) -> list[int]:
             f"{plan._name}.save: a captured tensor, with whose values the pattern was found, has been "
             f"changed since. Make a new plan."
         )
-    watched = plan._captures.tensors if plan._captures else ()
+    watched = plan._captures.tensors
     constants = {id(tensor) for tensor in compression.constants}
     # What func makes itself, as torch.tensor(...) does, is made anew by every trace.
     own = {id(tensor) for tensor in watched} - constants
