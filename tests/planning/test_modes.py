@@ -1,8 +1,19 @@
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from torchjac.planning.modes import HESSIAN_MODES, MODES, choose_hessian_mode, choose_mode
+import torchjac
+from torchjac.planning.look import look
+from torchjac.planning.memory import forget_everything
+from torchjac.planning.modes import (
+    FORWARD_COST,
+    FORWARD_COST_OF_CONVOLUTIONS,
+    HESSIAN_MODES,
+    MODES,
+    choose_hessian_mode,
+    choose_mode,
+)
 from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
 
 
@@ -109,3 +120,38 @@ def test_the_trusted_way_is_plain_backward_passes():
 def test_a_way_says_what_it_is():
     assert str(Way("forward", True)) == "forward mode, vmapped passes"
     assert str(Way("reverse", False, "reverse")) == "reverse-over-reverse mode, one pass at a time"
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "mode"),
+    [(576, 576, "forward"), (3072, 10, "reverse"), (200, 101, "forward"), (200, 100, "reverse")],
+)
+def test_forward_passes_of_convolutions_are_cheap(n, m, mode):
+    assert choose_mode(n, m, FORWARD_COST_OF_CONVOLUTIONS) == mode
+
+
+def test_a_look_sees_convolutions_and_parameters():
+    kernel = torch.randn(1, 1, 3, requires_grad=True)
+    x = (torch.randn(1, 1, 8),)
+
+    def cost(weight, func=torch.nn.functional.conv1d):
+        return look(lambda primals: (func(*primals, weight),), x).forward_cost
+
+    assert cost(kernel.detach()) == FORWARD_COST_OF_CONVOLUTIONS
+    assert cost(kernel) == FORWARD_COST
+    assert cost(kernel[..., :1].detach(), torch.mul) == FORWARD_COST
+
+
+def test_a_convolution_goes_forward_unless_its_result_is_to_be_differentiated():
+    kernel = torch.randn(1, 1, 3)
+    taken = []
+
+    def func(x):
+        taken.append(torch._C._functorch.peek_interpreter_stack() is not None)
+        return torch.nn.functional.conv1d(x.reshape(1, 1, -1), kernel, padding=1).reshape(-1)
+
+    for requires_grad, forward in ((False, True), (True, False)):
+        kernel.requires_grad_(requires_grad)
+        forget_everything()
+        torchjac.jac(func, check="never")(torch.ones(9))
+        assert taken[-1] is forward

@@ -30,16 +30,23 @@ _colorings: Store[Coloring] = Store(most=64, heaviest=2**28)
 _BYTES_PER_ENTRY = 10 * 8
 
 
-def _colored(pattern: SparsityPattern, by: By | Literal["auto"]) -> Coloring:
+# What depends on how dear the passes of one mode are in those of the other.
+_MIXED = ("auto", "bidirectional")
+
+
+def _colored(
+    pattern: SparsityPattern, by: By | Literal["auto"], forward_cost: float = FORWARD_COST
+) -> Coloring:
     """Colour a pattern once, whoever asks: people give the same pattern to a transform in a loop."""
-    key = (pattern, by)
+    key = (pattern, by, forward_cost if by in _MIXED else None)
     known = _colorings.get(key)
     if known is None:
         with without_transforms():
-            known = color(pattern, by, row_cost=1, column_cost=FORWARD_COST)
+            known = color(pattern, by, row_cost=1, column_cost=forward_cost)
         asked: By | Literal["auto"]
         for asked in {by, known.by}:  # "auto" is one of the others
-            _colorings.put((pattern, asked), known, _BYTES_PER_ENTRY * pattern.nnz)
+            at = (pattern, asked, forward_cost if asked in _MIXED else None)
+            _colorings.put(at, known, _BYTES_PER_ENTRY * pattern.nnz)
     return known
 
 
@@ -65,6 +72,7 @@ class Compression:
     ) -> None:
         self.pattern, self.symmetric, self._name = pattern, symmetric, name
         self._colored: dict[By, Coloring] = {coloring.by: coloring for coloring in colorings}
+        self._forward_cost: float = FORWARD_COST
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
         self._constants = [
@@ -115,16 +123,17 @@ class Compression:
             f"after leaf."
         )
 
-    def chosen(self) -> By:
+    def chosen(self, forward_cost: float = FORWARD_COST) -> By:
         """Whether columns, rows or both take the cheapest passes."""
-        return _colored(self.pattern, "auto").by
+        self._forward_cost = forward_cost
+        return _colored(self.pattern, "auto", forward_cost).by
 
     def coloring(self, way: Way) -> Coloring:
         """The colours that ``way`` needs."""
         by = self._by(way)
         known = self._colored.get(by)
         if known is None:
-            known = self._colored[by] = _colored(self.pattern, by)
+            known = self._colored[by] = _colored(self.pattern, by, self._forward_cost)
         return known
 
     def _by(self, way: Way) -> By:

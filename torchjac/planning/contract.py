@@ -93,7 +93,7 @@ def _first_look(asked: Contraction, draw: Draw) -> Remembered:
         return values
 
     with draw.aside():
-        counts, largest = look(evaluate, problem.primals)
+        counts, largest, _ = look(evaluate, problem.primals)
     asked.validate(values)
     record = Remembered(counts, largest, _ways(asked, sum(counts)), outcome=problem.outcome())
     record.shapes = [value.shape for value in values]

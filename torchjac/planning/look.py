@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["evaluate_plainly", "look"]
+from torchjac.planning.modes import FORWARD_COST, FORWARD_COST_OF_CONVOLUTIONS
+
+__all__ = ["Look", "evaluate_plainly", "look"]
 
 Evaluation: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the size of the largest tensor that any op makes."""
+class Look(NamedTuple):
+    """What was seen."""
+
+    counts: tuple[int, ...]
+    """The elements of each output."""
+    largest: int
+    """The bytes of the largest result of any op."""
+    forward_cost: float
+    """Of a forward pass, in backward passes."""
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the size of the largest tensor that any op makes, and what decides between the modes."""
 
     nbytes = 0
+    convolves = False
+    requires_grad = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.convolves |= func is torch.ops.aten.convolution.default
+        self.requires_grad |= any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         if any(returned.alias_info is not None for returned in func._schema.returns):
             return result  # a view, or changed in place: no new memory
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
@@ -31,23 +48,23 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
+def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     """Evaluate a function plainly, once unless it refuses to be watched.
-
-    Returns:
-        The elements of each of its outputs, and the bytes of the largest result of any of its ops.
 
     An exception that this raises is the function's own, for nothing is differentiated here.
     """
     values = None
-    with _Largest() as largest:  # type: ignore[no-untyped-call]
+    with _Watch() as watch:  # type: ignore[no-untyped-call]
         try:
             values = evaluate_plainly(evaluate, primals)
         except Exception:  # noqa: BLE001 - a compiled function, say, that refuses to be watched
-            largest.nbytes = 0
+            watch.nbytes = 0
     if values is None:
         values = evaluate_plainly(evaluate, primals)
-    return tuple(value.numel() for value in values), largest.nbytes
+    # A graph of parameters is kept in less memory behind backward passes; see NOTE [Deferred graphs].
+    forward = watch.convolves and not watch.requires_grad
+    cost = FORWARD_COST_OF_CONVOLUTIONS if forward else FORWARD_COST
+    return Look(tuple(value.numel() for value in values), watch.nbytes, cost)
 
 
 def evaluate_plainly(evaluate: Evaluation, primals: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torchjac.evaluation.engines import Direction
 
-__all__ = ["FORWARD_COST", "HESSIAN_MODES", "MODES", "choose_hessian_mode", "choose_mode"]
+__all__ = [
+    "FORWARD_COST",
+    "FORWARD_COST_OF_CONVOLUTIONS",
+    "HESSIAN_MODES",
+    "MODES",
+    "choose_hessian_mode",
+    "choose_mode",
+]
 
 MODES = ("auto", "forward", "reverse")
 HESSIAN_MODES = (
@@ -18,15 +25,19 @@ HESSIAN_MODES = (
 FORWARD_COST = 2
 """What a forward pass is taken to cost, in backward passes: it repeats the evaluation, inside vmap."""
 
+FORWARD_COST_OF_CONVOLUTIONS = 0.5
+"""The same where f convolves: vmapped backward passes of convolutions take two to six times as long."""
 
-def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
+
+def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD_COST) -> Direction:
     """Choose the mode of a Jacobian from the number of passes that each one takes.
 
     The rules, in order:
 
     1. One output: reverse. It is a single plain backward pass.
     2. One input: forward. It is a single plain evaluation with a tangent.
-    3. Fewer inputs than half of the outputs: forward, one pass per input.
+    3. Fewer inputs than half of the outputs: forward, one pass per input; of a function that convolves,
+       fewer than twice the outputs.
     4. Otherwise reverse, one pass per output. Where the two counts are close reverse is preferred:
        it evaluates the function once and outside vmap, nearly every op supports it, and a forward
        pass costs more than a backward pass of a small function, for it repeats the evaluation.
@@ -36,6 +47,7 @@ def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
     Args:
         num_inputs: n, the columns of the Jacobian (or of a block).
         num_outputs: m, its rows.
+        forward_cost: of a forward pass, in backward passes.
 
     Example:
         >>> choose_mode(7, 3), choose_mode(20, 20480), choose_mode(100, 100)
@@ -43,7 +55,7 @@ def choose_mode(num_inputs: int, num_outputs: int) -> Direction:
     """
     if num_outputs == 1:
         return "reverse"
-    if num_inputs == 1 or FORWARD_COST * num_inputs < num_outputs:
+    if num_inputs == 1 or forward_cost * num_inputs < num_outputs:
         return "forward"
     return "reverse"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -16,6 +17,7 @@ from torchjac.evaluation.programs.linear import Point
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.compressed import Compression
+from torchjac.planning.modes import FORWARD_COST
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
 from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.pattern import SparsityPattern
@@ -54,6 +56,8 @@ class Problem:
     promised: bool = False
     """Whether that independence is only the user's word, so that it has to be checked."""
     mode: str = "auto"
+    forward_cost: float = FORWARD_COST
+    """Of a forward pass in backward passes, once the function has been looked at."""
     chunk_size: int | Literal["auto"] | None = "auto"
     check: str = "first"
     into: Destinations | None = None
@@ -82,9 +86,16 @@ class Problem:
         if self.order == 2:
             return hessian_ways(self.mode, num_outputs, vectorise=vectorise)
         if self.compression is not None:
-            return compressed_ways(self.mode, self.compression.chosen, vectorise=vectorise)
+            chosen = functools.partial(self.compression.chosen, self.forward_cost)
+            return compressed_ways(self.mode, chosen, vectorise=vectorise)
         num_inputs = Layout(self.primals, batched=self.batched).total
-        return jacobian_ways(self.mode, num_inputs, num_outputs, vectorise=vectorise)
+        return jacobian_ways(
+            self.mode,
+            num_inputs,
+            num_outputs,
+            vectorise=vectorise,
+            forward_cost=self.forward_cost,
+        )
 
     def rows(self, output_counts: Sequence[int]) -> int:
         """The rows of the Jacobian, or of a sample's block."""

@@ -98,7 +98,8 @@ def first_look(problem: Problem, draw: Draw) -> Record:
         counts, largest = tuple(value.numel() for value in values), describe(values)[1]
     else:
         with draw.aside():
-            counts, largest = look(lambda primals: problem.function(primals)[0], problem.primals)
+            seen = look(lambda primals: problem.function(primals)[0], problem.primals)
+            counts, largest, problem.forward_cost = seen
     slower = problem.function is problem.slower
     if problem.sparsity is not None:
         with draw.aside():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from torchjac.evaluation.engines import Direction
-from torchjac.planning.modes import choose_hessian_mode, choose_mode
+from torchjac.planning.modes import FORWARD_COST, choose_hessian_mode, choose_mode
 
 __all__ = ["Way", "compressed_ways", "hessian_ways", "jacobian_ways"]
 
@@ -45,7 +45,12 @@ def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) ->
 
 
 def jacobian_ways(
-    mode: str, num_inputs: int, num_outputs: int, *, vectorise: bool
+    mode: str,
+    num_inputs: int,
+    num_outputs: int,
+    *,
+    vectorise: bool,
+    forward_cost: float = FORWARD_COST,
 ) -> tuple[Way, ...]:
     """Order the ways to a Jacobian.
 
@@ -56,7 +61,7 @@ def jacobian_ways(
         return _ladder([("forward", None)], vectorise)
     if mode == "reverse":
         return _ladder([("reverse", None)], vectorise)
-    first = choose_mode(num_inputs, num_outputs)
+    first = choose_mode(num_inputs, num_outputs, forward_cost)
     second: Direction = "reverse" if first == "forward" else "forward"
     return _ladder([(first, None), (second, None)], vectorise)
 
