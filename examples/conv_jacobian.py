@@ -102,7 +102,7 @@ def main(picture: str | None = None, steps: int = 300, tests: int = 300) -> None
     scores, J = saliency(net, images)
     right = float((scores.argmax(1) == labels).double().mean())
     print(
-        f"{steps} steps in {seconds:.0f} seconds: {right:.0%} of {tests} new images classified rightly"
+        f"{steps} steps: {right:.0%} of {tests} new images classified rightly; {seconds:.0f} seconds"
     )
     assert right > 0.8, right
 
