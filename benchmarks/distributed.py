@@ -47,11 +47,11 @@ def workloads() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str
             layers += [torch.nn.Linear(a, b), torch.nn.Tanh()]
         return torch.nn.Sequential(*layers[:-1]).requires_grad_(False)
 
-    square, scalar = mlp(1024, 1024, 1024, 1024), mlp(768, 768, 768, 1)
+    square, scalar = mlp(2048, 2048, 2048, 2048), mlp(1024, 1024, 1024, 1)
     small = mlp(64, 512, 512, 64)
     return {
-        "MLP 1024 → 1024, Jacobian": (torchjac.jac, (square, torch.randn(1024)), {}),
-        "MLP 768 → 1, Hessian": (torchjac.hessian, (scalar, torch.randn(768)), {}),
+        "MLP 2048 → 2048, Jacobian": (torchjac.jac, (square, torch.randn(2048)), {}),
+        "MLP 1024 → 1, Hessian": (torchjac.hessian, (scalar, torch.randn(1024)), {}),
         "MLP 64 → 64, batch of 512": (
             torchjac.batched_jac,
             (small, torch.randn(512, 64)),
