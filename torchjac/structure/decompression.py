@@ -88,7 +88,7 @@ class Recovery:
         device = self._places.device
         flat = sides[0] if len(sides) == 1 else torch.cat([side.to(device) for side in sides])
         # An expanded product is written out: what is handed out has an element for every entry.
-        whole = flat.contiguous() if self._is_all else flat.index_select(0, self._places)
+        whole = flat.contiguous() if self._is_all else flat.index_select(0, self._places_for(flat))
         entries = whole.split(self._sizes)
         width = len(self.primals.counts)
         found = [
@@ -98,6 +98,11 @@ class Recovery:
             )
         ]
         return [found[at : at + width] for at in range(0, len(found), width)]
+
+    def _places_for(self, flat: Tensor) -> Tensor:
+        """Wide where a transform is around, whose rule takes no others in torch 2.4 and before."""
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(flat)
+        return self._places.long() if wrapped else self._places
 
 
 def _in_leaves(positions: np.ndarray, counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
