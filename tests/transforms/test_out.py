@@ -25,6 +25,7 @@ from torchjac.testing import strategies
 
 X = torch.linspace(-1, 1, 6, dtype=torch.float64)
 MATRIX = torch.linspace(-1, 2, 24, dtype=torch.float64).reshape(4, 6)
+BAND = torch.eye(6).bool()[1:] | torch.eye(6).bool()[:-1]  # of torch.diff
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning"),
@@ -98,7 +99,7 @@ def test_a_batch_is_the_same_as_without(mode: str, chunk_size: Any, per_sample: 
 
 def test_a_compressed_jacobian_is_the_same_as_without() -> None:
     def transform(**options: Any) -> Any:
-        return torchjac.jac(lambda x: torch.diff(x) ** 2, sparsity="detect", **options)
+        return torchjac.jac(lambda x: torch.diff(x) ** 2, sparsity=BAND, **options)
 
     assert_written(transform, (X,))
 
@@ -220,6 +221,8 @@ TREE = {"a": X[:2], "b": X[:3]}
         (np.empty((2, 2, 6)), ArgumentTypeError, "got a ndarray"),
         (torch.empty(2, 2, 6).double().requires_grad_(), ArgumentError, r"requires grad.*out.detach\(\)"),
         (torch.empty(1, 1, 1).double().expand(2, 2, 6), ArgumentError, r"Pass out.contiguous\(\)"),
+        (torch.empty(27).double().unfold(0, 6, 1)[:4].view(2, 2, 6), ArgumentError, "share memory"),
+        (torch.zeros(2, 2, 6).double().to_sparse(), ArgumentTypeError, "got one of torch.sparse_coo"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_anything_is_written(
@@ -240,7 +243,84 @@ def test_memory_of_an_input_is_refused() -> None:
     x = torch.ones(4, dtype=torch.float64)
     with pytest.raises(ArgumentError, match="shares its memory with an input"):
         torchjac.jac(torch.sum, out=x)(x)
+    # In forward mode a second chunk would read what the first has written.
+    factors = torch.ones(4, 4, dtype=torch.float64)
+    for args, kwargs in (((x, factors), {}), ((x,), {"factors": factors})):
+        with pytest.raises(ArgumentError, match="shares its memory with an input"):
+            torchjac.jac(lambda x, factors: factors @ x, out=factors)(*args, **kwargs)
     assert x.eq(1).all()
+    assert factors.eq(1).all()
+
+
+def test_memory_beside_that_of_an_input() -> None:
+    buffer = torch.ones(42, dtype=torch.float64)
+    x, out = buffer[:6], buffer[6:].view(6, 6)
+    torchjac.jac(torch.sin, out=out)(x)
+    torch.testing.assert_close(out, torch.ones_like(x).cos().diag())
+
+
+def test_leaves_that_share_memory_are_refused() -> None:
+    def two(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin(), x.cos()
+
+    whole = torch.zeros(8, 6, dtype=torch.float64)
+    for out in ((whole[:6], whole[:6]), (whole[:6], whole[2:])):
+        with pytest.raises(ArgumentError, match="two tensors share memory"):
+            torchjac.jac(two, out=out)(X)
+    assert not whole.any()
+
+
+def test_leaves_that_are_columns_of_one_matrix() -> None:
+    whole = torch.empty(4, 8, dtype=torch.float64)
+    args = (X, X[:2])
+
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        return (MATRIX @ x).sin() * y.prod()
+
+    torchjac.jac(product, (0, 1), out=(whole[:, :6], whole[:, 6:]))(*args)
+    expected = torchjac.jac(product, (0, 1))(*args)
+    torch.testing.assert_close(whole, torch.cat(expected, 1))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_tensors_of_inference_mode(chunk_size: Any) -> None:
+    with torch.inference_mode():
+        out = torch.empty(2, 2, 6, dtype=torch.float64)
+        torchjac.jac(func, chunk_size=chunk_size, out=out)(X)
+    torch.testing.assert_close(out.clone(), torchjac.jac(func)(X))
+    sparse = torch.inference_mode()(lambda: torch.empty(5, 6, dtype=torch.float64))()
+    torchjac.jac(torch.diff, sparsity=BAND, out=sparse)(X)
+    torch.testing.assert_close(sparse.clone(), torchjac.jac(torch.diff)(X))
+
+
+def test_what_does_not_fit_is_said_after_a_refusal_too() -> None:
+    class Looks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            return cotangent * (2 if cotangent.sum().item() < 9 else 3)  # no vmap gets by that
+
+    with pytest.raises(ArgumentError, match="got shape"):
+        torchjac.jac(lambda x: Looks.apply(x), mode="reverse", out=torch.empty(6, 5).double())(X)
+
+
+def test_derivatives_do_not_end_there_unseen() -> None:
+    """As for the functions of PyTorch that take out=."""
+    out = torch.empty(2, 2, 6, dtype=torch.float64)
+    transform = torchjac.jac(func, out=out)
+    with pytest.raises(UnsupportedError, match=r"derivatives would end here. Pass x.detach\(\)"):
+        transform(X.clone().requires_grad_() * 1)
+    with pytest.raises(UnsupportedError, match="derivatives would end here"):
+        torchjac.jac(transform, mode="reverse")(X)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(X, X)
+        with pytest.raises(UnsupportedError, match="a dual number"):
+            transform(dual)
+    with torch.no_grad():
+        transform(X.clone().requires_grad_() * 1)
 
 
 def test_where_it_cannot_be() -> None:

@@ -21,7 +21,7 @@ from torchjac.evaluation.progress import metered
 from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
-__all__ = ["Places", "assemble", "places_in", "refuse_other_values", "run"]
+__all__ = ["Places", "assemble", "places_in", "refuse_other_values", "run", "write"]
 
 Places: TypeAlias = "Callable[[Engine], list[list[Tensor | None]]]"
 """Memory for the blocks of an engine, ``[seed leaf][product leaf]``, once its values are known."""
@@ -59,7 +59,7 @@ class _Rows:
             return
         if self._buffer is None:
             self._buffer = rows.new_empty(self._count, *rows.shape[1:])
-        self._buffer[at : at + len(rows)] = rows
+        write(self._buffer[at : at + len(rows)], rows)
 
     def whole(self) -> Tensor:
         """All rows, once every chunk has been added."""
@@ -154,6 +154,12 @@ def _gather(
                 draw.again()
     rows = rows or _empty_rows(engine, seeds, places)
     return [[gathered.whole() for gathered in row] for row in rows]
+
+
+def write(memory: Tensor, numbers: Tensor) -> None:
+    """Copy numbers into memory; what was made in inference mode can be written in that mode alone."""
+    with torch.inference_mode(memory.is_inference()):
+        memory.copy_(numbers)
 
 
 def refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from torchjac.errors import RankError, SparsityMismatchError, TorchjacError, UnsupportedError
+from torchjac.errors import SparsityMismatchError, TorchjacError, UnsupportedError
 from torchjac.evaluation.engines import linearize
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.graphs import describe
@@ -132,7 +132,7 @@ def _fall_back(problem: Problem, record: Record, draw: Draw | None, refusals: Re
             draw.again()
         try:
             answer = attempt(problem, way, record)
-        except RankError:
+        except TorchjacError:
             raise
         except Exception as error:  # as above
             if is_out_of_memory(error):

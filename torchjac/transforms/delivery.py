@@ -8,22 +8,17 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torchjac.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    OptionError,
-    PlanError,
-    UnsupportedError,
-)
-from torchjac.evaluation.surroundings import compiling, inside_transform
+from torchjac.errors import OptionError, PlanError, UnsupportedError
+from torchjac.evaluation.surroundings import carry_tangents, compiling, inside_transform
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import solve
 from torchjac.transforms.facts import argument_facts, parameter_facts
 from torchjac.transforms.options import check_flag
+from torchjac.transforms.out import Named, written
 
-__all__ = ["PLAIN", "Delivery", "delivered"]
+__all__ = ["PLAIN", "Delivery", "delivered", "refuse_followed"]
 
 
 class Delivery(NamedTuple):
@@ -78,14 +73,9 @@ class Delivery(NamedTuple):
 PLAIN = Delivery()
 
 
-class _Transform(Protocol):
-    @property
-    def name(self) -> str: ...
-
+class _Transform(Named, Protocol):
     @property
     def ask(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]: ...
-
-    def tree(self, call: Any, outcome: Any, leaves: Sequence[Sequence[Any]]) -> Any: ...
 
     def give(self, call: Any, answer: Answer) -> Any: ...
 
@@ -101,7 +91,8 @@ def delivered(
     call, problem = transform.ask(args, kwargs)
     problem.shown = transform.name if delivery.progress and not compiling() else None
     if delivery.out is not None:
-        return _written(transform, delivery.out, call, problem)
+        refuse_followed(f"{transform.name}(out=...)", args, kwargs)
+        return written(transform, delivery.out, call, problem)
     return transform.give(call, solve(problem))
 
 
@@ -111,6 +102,22 @@ def _refuse_surroundings(name: str, delivery: Delivery) -> None:
         raise UnsupportedError(
             f"{name}({option}=...): a result within vmap, grad, jvp or torch.compile cannot be written into "
             f"tensors from outside, nor divided. Leave {option} away there."
+        )
+
+
+def refuse_followed(where: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that somebody differentiates, where the result would hold the derivative back.
+
+    Leaves that require grad, such as parameters, are no sign of that.
+    """
+    tensors = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+    if carry_tangents(tensors) or (
+        torch.is_grad_enabled() and any(tensor.grad_fn is not None for tensor in tensors)
+    ):
+        raise UnsupportedError(
+            f"{where}: an argument was computed from tensors that require grad, or is a dual number, and the "
+            f"result carries no graph, so that derivatives would end here. Pass x.detach(), or call under "
+            f"torch.no_grad()."
         )
 
 
@@ -124,6 +131,7 @@ def _divided(
     ranks = Ranks(transform.name, delivery.device_mesh)
 
     def work() -> Any:
+        refuse_followed(f"{transform.name}(device_mesh=...)", args, kwargs)
         ranks.facts |= argument_facts(args, kwargs)
         call, problem = transform.ask(args, kwargs)
         ranks.facts |= parameter_facts(call)
@@ -140,90 +148,3 @@ def _divided(
         return transform.give(call, answer)
 
     return together(ranks, work)
-
-
-def _written(transform: _Transform, out: Any, call: Any, problem: Problem) -> Any:
-    given = _Given(transform, out, call, problem)
-    problem.into = given.leaves
-    with torch.no_grad():
-        answer = solve(problem)
-        # What was compressed, made again after a check, or has no room of the right strides.
-        for row, places in zip(answer.laid_out(), given.leaves_of(answer), strict=True):
-            for leaf, place in zip(row, places, strict=True):
-                if leaf.data_ptr() != place.data_ptr() or leaf.stride() != place.stride():
-                    place.copy_(leaf)
-    return call.packed(out, answer)
-
-
-class _Given:
-    """The tensors of ``out``, held against the result that is about to be written into them."""
-
-    def __init__(self, transform: _Transform, out: Any, call: Any, problem: Problem) -> None:
-        self._transform, self._call, self._problem = transform, call, problem
-        self._leaves, self._spec = flatten(out)
-        self._name = transform.name
-
-    def leaves(self, values: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The tensors ``[output][input]`` for outputs like ``values``, if all of them are right."""
-        at = int(self._problem.batched)
-        shapes = [
-            [(*value.shape, *primal.shape[at:]) for primal in self._problem.primals]
-            for value in values
-        ]
-        return self._checked(shapes, self._problem.outcome())
-
-    def leaves_of(self, answer: Answer) -> list[list[Tensor]]:
-        """The tensors for the leaves of an answer."""
-        return self._checked(
-            [[tuple(leaf.shape) for leaf in row] for row in answer.laid_out()], answer.outcome
-        )
-
-    def _checked(
-        self, shapes: Sequence[Sequence[tuple[int, ...]]], outcome: Any
-    ) -> list[list[Tensor]]:
-        width = len(self._problem.primals)
-        # The tree of the result, with the number of a leaf for every leaf.
-        numbers = [[o * width + i for i in range(width)] for o in range(len(shapes))]
-        order, spec = flatten(self._transform.tree(self._call, outcome, numbers))
-        if spec != self._spec or any(
-            (number is None) != (leaf is None)
-            for number, leaf in zip(order, self._leaves, strict=True)
-        ):
-            raise ArgumentError(
-                f"{self._name}(out=...): expected the tree of the result, {spec}; got {self._spec}. Calling "
-                f"{self._name} without out shows it."
-            )
-        found: dict[int, Tensor] = {}
-        for number, leaf in zip(order, self._leaves, strict=True):
-            if number is not None:
-                o, i = divmod(number, width)
-                self._check(leaf, shapes[o][i], self._problem.primals[i])
-                found[number] = leaf
-        return [[found[number] for number in row] for row in numbers]
-
-    def _check(self, leaf: object, shape: tuple[int, ...], primal: Tensor) -> None:
-        expected = f"expected a tensor {tuple(shape)} of {primal.dtype} on {primal.device}"
-        where = f"{self._name}(out=...)"
-        if not isinstance(leaf, Tensor):
-            raise ArgumentTypeError(f"{where}: {expected}, got a {type(leaf).__name__}.")
-        if leaf.dtype != primal.dtype or leaf.device != primal.device:
-            raise ArgumentTypeError(f"{where}: {expected}, got {leaf.dtype} on {leaf.device}.")
-        if tuple(leaf.shape) != tuple(shape):
-            raise ArgumentError(f"{where}: {expected}, got shape {tuple(leaf.shape)}.")
-        if leaf.requires_grad:
-            raise ArgumentError(
-                f"{where}: the tensor requires grad, and what is written carries no graph. Pass "
-                f"out.detach(), which shares its memory."
-            )
-        if any(
-            stride == 0 and size > 1 for stride, size in zip(leaf.stride(), leaf.shape, strict=True)
-        ):
-            raise ArgumentError(
-                f"{where}: elements of the tensor share memory. Pass out.contiguous()."
-            )
-        if any(_memory(leaf) == _memory(other) for other in self._problem.primals if leaf.numel()):
-            raise ArgumentError(f"{where}: the tensor shares its memory with an input.")
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

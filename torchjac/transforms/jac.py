@@ -59,9 +59,11 @@ def jac(
         check: ``"first"`` compares the result with one plain backward pass the first time a signature
             is seen, ``"always"`` at every call, ``"never"`` not at all. A wrong result is made again
             the slow way, with a `DerivativeMismatchWarning`.
-        out: tensors that the Jacobian is written into, chunk by chunk where they are contiguous, in the
-            tree of the result; memory-mapped ones (`torch.from_file`, `numpy.memmap`) included. The result
-            is then ``out`` itself, and carries no graph.
+        out: tensors that the Jacobian is written into, chunk by chunk where their strides allow it, in the
+            tree of the result; memory-mapped ones (`torch.from_file`, `numpy.memmap`) included. They share
+            no memory with each other, the arguments, or what else ``func`` reads. The result is then
+            ``out`` itself, and carries no graph: what was computed from tensors that require grad is
+            refused for an argument, unless under ``torch.no_grad()``.
         progress: whether to show on standard error how many passes are done, their rate and the time
             left; by tqdm where that is installed.
         device_mesh: a one-dimensional `torch.distributed.device_mesh.DeviceMesh`. Every rank makes the same
@@ -84,13 +86,14 @@ def jac(
 
     Raises:
         OptionError, OptionTypeError: an option is not one of those allowed, at once.
-        ArgumentError, ArgumentTypeError: at the call, for argnums out of range, or arguments that are
-            no floating-point tensors.
+        ArgumentError, ArgumentTypeError: at the call, for argnums out of range, arguments that are no
+            floating-point tensors, or an ``out`` that does not fit.
         OutputTypeError: ``func`` returned something else than tensors and None.
         PatternError, SparsityMismatchError: the pattern is not one of this Jacobian.
         StructureError: ``sparsity="detect"`` cannot see through ``func``.
         RankError: with ``device_mesh``, another rank raised, or is gone.
-        UnsupportedError: PyTorch can differentiate ``func`` in no way that the options allow.
+        UnsupportedError: PyTorch can differentiate ``func`` in no way that the options allow; or ``out``
+            or ``device_mesh`` within another transform.
 
     Example:
         >>> import torch, torchjac
