@@ -111,6 +111,36 @@ def test_blocks_that_fit_a_pass_and_blocks_that_do_not(
     torch.testing.assert_close(op.gram("inputs", blocks), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_many_blocks_in_half_precision(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is added to a sum of many blocks is not lost in it."""
+    if dtype == torch.float16 and torch.__version__ < "2.1":
+        pytest.skip("no products of float16 matrices on the CPU")
+    monkeypatch.setattr(Linearization, "chunk_size", lambda self, columns: min(2, columns))
+    matrix = torch.rand(1000, 600).to(dtype)
+    op = torchjac.jac_operator(lambda x: matrix @ x)(torch.ones(600, dtype=dtype))
+    got = op.gram("inputs")
+    assert got.dtype == dtype
+    expected = matrix.double().T @ matrix.double()
+    torch.testing.assert_close(got.double(), expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 6), (2, 3, 3), (15,), (15, 15), (5, 3, 3)], ids=str)
+def test_a_gram_is_differentiable_by_the_weights(shape: tuple[int, ...]) -> None:
+    rows = shape[0] * shape[1] if len(shape) == 3 else shape[0]
+    matrix = torch.linspace(-1, 1, 3 * rows, dtype=torch.float64).reshape(rows, 3)
+    weights = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+    op = torchjac.jac_operator(lambda x: (matrix @ x).sin())(torch.ones(3).double())
+    assert torch.autograd.gradcheck(lambda weights: op.gram("inputs", weights), weights)
+
+
+def test_weights_of_nothing() -> None:
+    op = torchjac.jac_operator(lambda x: x[:0])(torch.ones(3))
+    assert op.shape == (0, 3)
+    for weights in (torch.ones(0), torch.ones(0, 0), torch.ones(0, 1, 1)):
+        torch.testing.assert_close(op.gram("inputs", weights), torch.zeros(3, 3))
+
+
 @pytest.mark.parametrize(
     ("weights", "error", "message"),
     [
@@ -120,6 +150,7 @@ def test_blocks_that_fit_a_pass_and_blocks_that_do_not(
         (torch.ones(2, 3, 2), ArgumentError, r"with b·c = 6"),
         (torch.ones(6).double(), ArgumentTypeError, r"got torch.float64 on cpu"),
         ([1.0] * 6, ArgumentTypeError, r"gram\(weights\): got a list"),
+        (torch.eye(6).to_sparse(), ArgumentTypeError, r"got one of torch.sparse_coo"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit(weights: Any, error: Any, message: str) -> None:

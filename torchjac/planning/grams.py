@@ -83,13 +83,15 @@ def checked_weights(op: LinearOperator, where: str, weights: Tensor | None) -> W
     expected = f"expected a tensor {sizes}, of {op.dtype} on {op.device}"
     if not isinstance(weights, Tensor):
         raise ArgumentTypeError(f"{where}: got a {type(weights).__name__}; {expected}.")
+    if weights.layout is not torch.strided:
+        raise ArgumentTypeError(f"{where}: got one of {weights.layout}; {expected}.")
     if weights.dtype != op.dtype or weights.device != op.device:
         raise ArgumentTypeError(f"{where}: got {weights.dtype} on {weights.device}; {expected}.")
     shape = tuple(weights.shape)
     if shape == (m,):
         return _Diagonal(weights)
     if shape == (m, m):
-        return _Blocks(weights[None])
+        weights, shape = weights[None], (1, m, m)
     if len(shape) == 3 and shape[1] == shape[2] and shape[0] * shape[1] == m:
         return _Blocks(weights) if m else _Diagonal(weights.reshape(0))
     raise ArgumentError(f"{where}: got shape {shape}; {expected}.")
@@ -98,17 +100,19 @@ def checked_weights(op: LinearOperator, where: str, weights: Tensor | None) -> W
 def gram(op: LinearOperator, weights: Weights) -> Tensor:
     """JᵀWJ, ``(n, n)``."""
     m, n = op.shape
-    total = torch.zeros(n, n, dtype=op.dtype, device=op.device)
     if m > 2 * n:
         # n passes to one side and n to the other are fewer than m.
         pairs = ((at, op.T._times(weights.times(block))) for at, block in op._columns())
-        return side_by_side(pairs, total)
+        return side_by_side(pairs, torch.zeros(n, n, dtype=op.dtype, device=op.device))
+    # In half precision a sum over many blocks would stand still: 256 + 1 is 256 in bfloat16.
+    dtype = torch.promote_types(op.dtype, torch.float32)
+    total = torch.zeros(n, n, dtype=dtype, device=op.device)
     size = op._pass_size(m)
     aligned = weights.aligned(size)
     for at, block in op._rows(size=aligned or size):
         across = op.T._times(weights.columns(at)).T if aligned is None else weights.times(block, at)
         total = _plus_product(total, block.T, across)
-    return total
+    return total.to(op.dtype)
 
 
 def side_by_side(columns: Iterator[tuple[slice, Tensor]], whole: Tensor) -> Tensor:
@@ -127,6 +131,8 @@ def side_by_side(columns: Iterator[tuple[slice, Tensor]], whole: Tensor) -> Tens
 
 
 def _plus_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    if inside_transform() or left.requires_grad or right.requires_grad:
-        return torch.addmm(total, left, right)
-    return total.addmm_(left, right)
+    in_place = not (inside_transform() or left.requires_grad or right.requires_grad)
+    if left.dtype != total.dtype:
+        product = left @ right
+        return total.add_(product) if in_place else total + product
+    return total.addmm_(left, right) if in_place else torch.addmm(total, left, right)
