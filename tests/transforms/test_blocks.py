@@ -119,11 +119,14 @@ def test_the_graph_is_freed_with_the_iterator() -> None:
         seen.append(weakref.ref(y))
         return y.sin()
 
-    blocks = torchjac.jac_blocks(watched, chunk_size=1)(X)
-    next(blocks)
-    del blocks
-    gc.collect()
-    assert seen[0]() is None
+    gc.disable()
+    try:
+        blocks = torchjac.jac_blocks(watched, chunk_size=1)(X)
+        next(blocks)
+        del blocks
+        assert seen[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_grad_mode_is_the_callers_between_the_blocks() -> None:
@@ -175,5 +178,7 @@ def test_bad_input() -> None:
         torchjac.jac_blocks(func, 1)(X)
     with pytest.raises(OutputTypeError, match="jac_blocks"):
         torchjac.jac_blocks(lambda x: 3)(X)
+    with pytest.raises(UnsupportedError, match="derivatives would end here"):
+        torchjac.jac_blocks(func)(X.clone().requires_grad_() * 1)
     with pytest.raises(UnsupportedError, match="not within vmap"):
         torch.func.vmap(lambda x: next(torchjac.jac_blocks(func)(x))[1])(X.expand(2, 6))

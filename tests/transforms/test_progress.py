@@ -80,6 +80,21 @@ def test_the_line_ends_where_a_pass_raises(capsys: Any) -> None:
     assert capsys.readouterr().err.endswith("\n")
 
 
+class Gone:
+    """Standard error that cannot be written to."""
+
+    def write(self, text: str) -> None:
+        raise ValueError("I/O operation on closed file")
+
+
+@pytest.mark.parametrize("stream", [None, Gone()], ids=["none", "closed"])
+def test_the_work_is_done_where_nobody_can_be_told(
+    stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    torch.testing.assert_close(torchjac.jac(torch.sin, progress=True)(X), X.cos().diag())
+
+
 def test_tqdm_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 __all__ = ["Meter", "metered"]
@@ -51,8 +51,12 @@ class _Line:
         self._width = len(line)
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        if sys.stderr is None:
+            return  # a program without a console
+        # That nobody can read it any more (closed, a broken pipe) is no reason to lose the work.
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 def describe(name: str, done: int, total: int, seconds: float) -> str:

@@ -16,6 +16,9 @@ from torchjac.planning.operator import LinearOperator
 __all__ = ["Blocks", "By"]
 
 By: TypeAlias = Literal["rows", "columns"]
+Stream: TypeAlias = "Iterator[tuple[slice, Tensor]]"
+Cut: TypeAlias = "Callable[[range, int], Stream]"
+"""From a stretch of rows or columns, and how many at a time, to the blocks of them."""
 
 
 class Blocks(Iterator[tuple[slice, Tensor]]):
@@ -54,20 +57,10 @@ class Blocks(Iterator[tuple[slice, Tensor]]):
         self.chunk_size = min(size, many)
         """Rows, or columns, of every block but the last."""
         self._left = -(-len(share) // self.chunk_size)
-        self._blocks = self._made(op, share, shown)
+        cut: Cut = op._columns if columns else op._rows
+        self._blocks = _made(cut(share, self.chunk_size), len(share), shown)
         if ranks is not None:
             self._blocks = _heard(self._blocks, ranks)
-
-    def _made(
-        self, op: LinearOperator, share: range, shown: str | None
-    ) -> Iterator[tuple[slice, Tensor]]:
-        cut: Callable[..., Iterator[tuple[slice, Tensor]]]
-        cut = op._columns if self.by == "columns" else op._rows
-        blocks = cut(share, self.chunk_size)
-        with metered(shown, len(share)) as meter:
-            for at, block in _without_graph(blocks):
-                meter.update(at.stop - at.start)
-                yield at, block
 
     def __next__(self) -> tuple[slice, Tensor]:
         found = next(self._blocks)
@@ -83,7 +76,24 @@ class Blocks(Iterator[tuple[slice, Tensor]]):
         return f"Blocks({m}×{n} by {self.by}, {self._left} to come, {self.dtype}, {self.device})"
 
 
-def _heard(blocks: Iterator[tuple[slice, Tensor]], ranks: Ranks) -> Iterator[tuple[slice, Tensor]]:
+def _made(blocks: Stream, total: int, shown: str | None) -> Stream:
+    """The same blocks without a graph, counted as they are made.
+
+    ``torch.no_grad`` must not be left on between the steps. No generator holds the iterator that holds
+    it: in a cycle the graph of func would live on after both.
+    """
+    with metered(shown, total) as meter:
+        while True:
+            with torch.no_grad():
+                found = next(blocks, None)
+            if found is None:
+                return
+            at, _ = found
+            meter.update(at.stop - at.start)
+            yield found
+
+
+def _heard(blocks: Stream, ranks: Ranks) -> Stream:
     """The same blocks; where those of one rank cannot all be made, all ranks hear of it at the end."""
     try:
         yield from blocks
@@ -91,13 +101,3 @@ def _heard(blocks: Iterator[tuple[slice, Tensor]], ranks: Ranks) -> Iterator[tup
         ranks.meet("all blocks are made", error)
         raise
     ranks.meet("all blocks are made")
-
-
-def _without_graph(blocks: Iterator[tuple[slice, Tensor]]) -> Iterator[tuple[slice, Tensor]]:
-    """Make every block under ``torch.no_grad``, which must not be left on between the steps."""
-    while True:
-        with torch.no_grad():
-            found = next(blocks, None)
-        if found is None:
-            return
-        yield found

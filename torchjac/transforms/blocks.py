@@ -11,6 +11,7 @@ from torchjac.errors import UnsupportedError
 from torchjac.evaluation.surroundings import compiling, inside_transform
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.blocks import Blocks
+from torchjac.transforms.delivery import refuse_followed
 from torchjac.transforms.facts import argument_facts
 from torchjac.transforms.operators import maker
 from torchjac.transforms.options import (
@@ -70,7 +71,8 @@ def jac_blocks(
 
     Raises:
         OptionError, OptionTypeError: an option is not one of those allowed, at once.
-        UnsupportedError: within vmap, grad, jvp or torch.compile.
+        UnsupportedError: within vmap, grad, jvp or torch.compile; or in grad mode, for arguments that were
+            computed from tensors that require grad.
         TorchjacError: as for `torchjac.jac_operator`.
 
     Example:
@@ -98,6 +100,7 @@ def jac_blocks(
                 f"or torch.compile. Use jac or jac_operator there."
             )
         if device_mesh is None:
+            refuse_followed(name, args, kwargs)
             with torch.no_grad():
                 op = make(*args, **kwargs)
             return Blocks(op, by, chunk_size, shown=name if progress else None)
@@ -108,6 +111,7 @@ def jac_blocks(
         from torchjac.planning.shares import tell_values, together
 
         def work() -> Blocks:
+            refuse_followed(name, args, kwargs)
             ranks.facts |= argument_facts(args, kwargs)
             with torch.no_grad():
                 op = make(*args, **kwargs)
