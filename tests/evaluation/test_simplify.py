@@ -457,7 +457,7 @@ def test_every_result_has_its_own_seeds() -> None:
 COUNTS = {
     (workloads.tiny, "reverse"): 5,
     (workloads.tiny, "forward"): 6,
-    (workloads.seven_joint_arm, "reverse"): 82,
+    (workloads.seven_joint_arm, "reverse"): 83,  # 82 on torch 2.13
     (workloads.seven_joint_arm, "forward"): 84,
     (workloads.mlp_square, "reverse"): 7,
     (workloads.mlp_square, "forward"): 10,

@@ -645,7 +645,9 @@ def test_a_layer_adds_few_bindings():
 
 # Random trees
 
-LEAVES = st.one_of(st.integers(), st.floats(), st.text(max_size=3), st.booleans(), st.none())
+# Where PyTorch 2.4 has compiled anything, the processor has no subnormal numbers any more.
+FLOATS = st.floats(allow_subnormal=False)
+LEAVES = st.one_of(st.integers(), FLOATS, st.text(max_size=3), st.booleans(), st.none())
 TREES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(

@@ -213,6 +213,9 @@ def test_without_a_graph_there_is_nothing_to_compile():
     assert "by sizes alone: it looks at values" in str(caught.value)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.4."), reason="torch.compile refuses torch.func itself"
+)
 def test_a_plan_within_what_torch_compiles():
     plan = torchjac.jac(torch.sin).plan(torch.ones(3))
     run = torch.compile(lambda x: plan(x) * 2, backend="eager")

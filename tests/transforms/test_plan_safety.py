@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1"),
     pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
 ]

@@ -87,13 +87,13 @@ def nothing_around(*, autocast: bool = False) -> bool:
     is asked for by `defaults`.
     """
     return (
-        _functorch.peek_interpreter_stack() is None
+        not compiling()  # first, for the compiler cannot trace the others
+        and _functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
         and (not torch._C._len_torch_function_stack() or _default_device() is not None)
         and not torch.is_inference_mode_enabled()
         and (autocast or not torch._C._is_any_autocast_enabled())
-        and not compiling()
     )
 
 
@@ -179,6 +179,12 @@ class Draw:
     def again(self) -> None:
         """Set the generators back to the call's start."""
         self._write(self._before)
+
+    def has_moved(self) -> bool:
+        """Whether anybody has drawn since."""
+        now, before = self._read(), self._before
+        pairs = [(now[0], before[0]), *zip(now[1], before[1], strict=True)]
+        return not all(torch.equal(one, other) for one, other in pairs)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:

@@ -51,8 +51,8 @@ def trace_laplacian(
     def evaluate(*tensors: Tensor) -> list[Tensor]:
         nonlocal custom
         with torch.enable_grad():
-            # Leaves of a graph, so that it can be looked at.
-            leaves = [tensor.detach().requires_grad_() for tensor in tensors[:n]]
+            # Leaves of a graph, so that it can be looked at. They are the trace's own.
+            leaves = [tensor.requires_grad_() for tensor in tensors[:n]]
             with watch, _decomposed():
                 values = function(tensors[n:])(leaves)[0]
         custom = _has_custom_rule(values)
@@ -62,11 +62,6 @@ def trace_laplacian(
     if draws_random_numbers(graph):
         raise UntraceableError("it draws random numbers")
     nodes = graph.graph
-    for placeholder in [node for node in nodes.nodes if node.op == "placeholder"][:n]:
-        # What made it a leaf of a graph is no part of the function.
-        leaf = next(user for user in placeholder.users if user.target is aten.detach.default)
-        leaf.replace_all_uses_with(placeholder)
-        nodes.erase_node(leaf)
     nodes.eliminate_dead_code()
     # What PyTorch detaches to save it for a backward pass is dead code by now; what is left was meant.
     held_back = any(node.target is aten.detach.default for node in nodes.nodes)

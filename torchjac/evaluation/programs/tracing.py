@@ -217,7 +217,9 @@ def _reason(error: Exception) -> str:
     line = text[0] if text else ""
     if any(said in str(error) for said in _NO_VALUES):
         return f"it takes values out of PyTorch ({line[:120]})"
-    if type(error).__name__ in ("GuardOnDataDependentSymNode", "UserError"):
+    # The last is how torch 2.4 fails at it.
+    kinds = ("GuardOnDataDependentSymNode", "UserError")
+    if type(error).__name__ in kinds or "create_unbacked_symint" in line:
         return f"it looks at values ({line[:120]})"
     return f"{type(error).__name__}: {line[:160]}"
 
