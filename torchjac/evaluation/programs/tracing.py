@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.evaluation.surroundings import exclusively, is_fake, without_transforms
+from torchjac.foundations.collection import uncollected
 from torchjac.foundations.pytree import flatten
 
 __all__ = [
@@ -80,7 +81,7 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
             torch.empty_strided(t.size(), dense_stride(t), dtype=t.dtype, device=t.device)
             for t in tensors
         ]
-    with exclusively(), without_transforms(), torch.no_grad(), _quietly():
+    with exclusively(), without_transforms(), torch.no_grad(), _quietly(), uncollected():
         try:
             graph = make_fx(watched, tracing_mode="fake")(*fakes)
         except UntraceableError:
