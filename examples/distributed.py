@@ -42,9 +42,8 @@ def summed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def main(points: int = 400, steps: int = 12) -> None:
+def fit(mesh: DeviceMesh, points: int = 400, steps: int = 12) -> None:
     """Fit, and compare with one process."""
-    mesh = start()
     torch.manual_seed(0)  # the same data and the same network everywhere
     inputs = torch.rand(points, 2, dtype=torch.float64) * 2 - 1
     targets = (3 * inputs[:, 0]).sin() * inputs[:, 1]
@@ -81,8 +80,8 @@ def main(points: int = 400, steps: int = 12) -> None:
     say(f"largest difference from one process: {(whole - alone).abs().max():.0e}")
     assert torch.allclose(whole, alone, rtol=1e-10, atol=1e-12)
     assert loss < 1e-2
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:3]))
+    fit(start(), *(int(word) for word in sys.argv[1:3]))
+    dist.destroy_process_group()

@@ -1,9 +1,8 @@
-"""What the processes of a group do. Every rank runs the same lines; `Group` says which one it is."""
+"""The same numbers from a group as from one process. Every rank runs the same lines."""
 
-import os
-import time
+import contextlib
+import io
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import torchjac
+from examples import distributed
 from tests.trees import pairs
-from torchjac.errors import RankError
+from torchjac.errors import OptionError
 from torchjac.foundations.pytree import flatten
 from torchjac.testing import strategies
 
@@ -102,6 +102,18 @@ def batches(mesh: DeviceMesh) -> None:
     def two(x: Tensor, y: Tensor, factor: float) -> Tensor:
         return x * y.sum() * factor
 
+    def with_more(x: Tensor) -> Any:
+        return (x.sin(), x.argmax(), None), {"sum": x.sum(), "name": "aux"}
+
+    batch = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(5, 3)
+    options = {"return_value": True, "has_aux": True}
+    got = torchjac.batched_jac(with_more, device_mesh=mesh, **options)(batch)
+    expected = torchjac.batched_jac(with_more, **options)(batch)
+    assert got[2].pop("name") == expected[2].pop("name")
+    assert_same(got, expected)
+    empty = torchjac.batched_jac(torch.sin, per_sample=False, device_mesh=mesh)(batch[:0])
+    assert empty.shape == (0, 3, 3)
+
     x, y = torch.randn(3, 5).double(), torch.randn(2).double()
     transform = torchjac.batched_jac(two, (0, 1), in_dims=(1, None, None), device_mesh=mesh)
     expected = torchjac.batched_jac(two, (0, 1), in_dims=(1, None, None))(x, y, 2.0)
@@ -129,7 +141,7 @@ def placements(mesh: DeviceMesh) -> None:
     )
     each = -(-7 // size)
     own = range(min(rank * each, 7), min((rank + 1) * each, 7))
-    assert passes == len(own)
+    assert passes == max(len(own), 1)  # lest a rank without a share miss a refusal
     assert reverse.placements == (Shard(0),)
     torch.testing.assert_close(reverse.to_local(), torchjac.jac(func)(X)[own.start : own.stop])
     forward = torchjac.jac(func, mode="forward", device_mesh=mesh)(X)
@@ -193,124 +205,110 @@ def blocks(mesh: DeviceMesh) -> None:
     assert set(shapes) <= {18}
 
 
-def _raises(call: Callable[[], object]) -> str:
-    """The message of the error that a call must raise on every rank."""
-    with pytest.raises(RankError) as caught:
-        call()
-    return str(caught.value)
+class NoForward(torch.autograd.Function):
+    """What PyTorch differentiates in reverse mode only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent * 2
 
 
-def raising(mesh: DeviceMesh) -> None:
-    """One rank raises, at every place where it can: all ranks do, and can be used again."""
-    rank, culprit = mesh.get_local_rank(), 1
+class NoBackward(torch.autograd.Function):
+    """In forward mode only."""
 
-    def bad(x: Tensor) -> Tensor:
-        if rank == culprit:
-            raise KeyError("lost file")
-        return torch.diff(x)
+    generate_vmap_rule = True
 
-    class Backward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            return x.clone()
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
 
-        @staticmethod
-        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-            if rank == culprit:
-                raise KeyError("lost file")
-            return cotangent
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
 
-    def late(x: Tensor) -> Tensor:
-        return torch.diff(Backward.apply(x))
-
-    batch = X.expand(4, 5).contiguous()
-    calls: dict[str, Callable[[], object]] = {
-        "jac": lambda: torchjac.jac(bad, device_mesh=mesh)(X),
-        "jac, forward": lambda: torchjac.jac(bad, mode="forward", device_mesh=mesh)(X),
-        "jac, late": lambda: torchjac.jac(late, mode="reverse", device_mesh=mesh)(X),
-        "jac, colours": lambda: torchjac.jac(bad, sparsity="detect", device_mesh=mesh)(X),
-        "hessian": lambda: torchjac.hessian(lambda x: bad(x).sum(), device_mesh=mesh)(X),
-        "batched_jac": lambda: torchjac.batched_jac(bad, device_mesh=mesh)(batch),
-        "jac_blocks": lambda: torchjac.jac_blocks(bad, device_mesh=mesh)(X),
-        "jac_blocks, late": lambda: list(torchjac.jac_blocks(late, by="rows", device_mesh=mesh)(X)),
-    }
-    for name, call in calls.items():
-        message = _raises(call)
-        assert message.startswith(name.partition(",")[0] + "(device_mesh=...)"), message
-        assert f"rank {culprit} raised KeyError: 'lost file'" in message, message
-        assert_same(torchjac.jac(func, device_mesh=mesh)(X), torchjac.jac(func)(X))
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * 2
 
 
-def _refused(call: Callable[[], object], told: str) -> None:
-    with pytest.raises(torchjac.errors.ArgumentError) as caught:
-        call()
-    assert f"the ranks disagree on {told}" in str(caught.value)
-    torch.distributed.barrier()  # all of them are still in step
+class WrongForward(NoForward):
+    """In forward mode wrongly."""
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * 5
 
 
-def mismatched(mesh: DeviceMesh) -> None:
-    """Ranks that call with different things are told which."""
+def refusals(mesh: DeviceMesh) -> None:
+    """What PyTorch refuses makes all ranks take the other mode, those without a share too."""
+    warnings.simplefilter("ignore")
+    many = torch.linspace(0, 1, 50, dtype=torch.float64)
+
+    def wide(x: Tensor) -> Tensor:  # two columns, fifty rows
+        return NoForward.apply(x).prod() * many
+
+    def tall(x: Tensor) -> Tensor:  # two rows, fifty columns
+        return NoBackward.apply(x)[:2].sin()
+
+    for function, x in ((wide, X[:2]), (tall, many)):
+        got = torchjac.jac(function, check="never", device_mesh=mesh)(x)
+        assert_same(got, torchjac.jac(function, check="never")(x))
+
+
+def alone(mesh: DeviceMesh) -> None:
+    """What one rank has found out in a call of its own does not part it from the others."""
+    warnings.simplefilter("ignore")
+
+    def function(x: Tensor) -> Tensor:
+        return WrongForward.apply(x).prod() * torch.linspace(0, 1, 50, dtype=torch.float64)
+
+    expected = torchjac.jac(function, mode="reverse")(X)
+    if mesh.get_local_rank() == 0:
+        torch.testing.assert_close(torchjac.jac(function)(X), expected)
+    assert_same(torchjac.jac(function, device_mesh=mesh)(X), expected)
+
+
+def parts_of_a_world(mesh: DeviceMesh) -> None:
+    """A dimension of a larger mesh, and a mesh that has not all ranks."""
     rank = mesh.get_local_rank()
-    sparse = {"sparsity": "detect"}
-    mine = {"mode": "reverse" if rank else "forward"}
-    narrow = X.to(torch.float32 if rank else torch.float64)
-    # What is called, with which options, on what, and what the ranks are told.
-    calls: list[tuple[Any, dict[str, Any], tuple[Any, ...], str]] = [
-        (func, {}, (X + rank,), "argument 0: rank 0 has numbers that sum to"),
-        (torch.sin, {}, (X[rank:],), "the shape of argument 0: rank 0 has (5,), rank 1 has (4,)"),
-        (torch.diff, sparse, (X[rank:],), "the shape of argument 0: rank 0 has (5,)"),
-        (torch.sin, {}, (narrow,), "the dtype of argument 0: rank 0 has torch.float64"),
-        (func, mine, (X,), "the mode: rank 0 has forward, rank 1 has reverse"),
-        (torch.mul, {}, (X, X * rank), "argument 1:"),
-        (lambda p: p[0] * p[1], {}, ([X, X * rank],), "argument 0, leaf 1:"),
-        (lambda x, k: x * k, {}, (X, rank), "argument 1: rank 0 has 0, rank 1 has 1"),
-        (lambda x: x * (rank + 1), {}, (X,), "the value of output 0:"),
-    ]
-    for function, options, args, told in calls:
-        _refused(lambda: torchjac.jac(function, device_mesh=mesh, **options)(*args), told)  # noqa: B023
-    batch = X.expand(4, 5) + rank
-    _refused(lambda: torchjac.batched_jac(torch.sin, device_mesh=mesh)(batch), "argument 0:")
-    _refused(lambda: torchjac.jac_blocks(func, device_mesh=mesh)(X + rank), "argument 0:")
-    # What raises alike everywhere is raised as it is.
-    for wrong in (X.int(), "no tensor"):
-        with pytest.raises(torchjac.errors.ArgumentTypeError):
-            torchjac.jac(func, device_mesh=mesh)(wrong)
+    grid = torch.distributed.device_mesh.init_device_mesh(
+        "cpu", (2, mesh.size() // 2), mesh_dim_names=("dp", "tp")
+    )
+    # Each of the groups along "dp" has a point of its own.
+    x = X + grid["tp"].get_local_rank()
+    assert_same(torchjac.jac(func, device_mesh=grid["dp"])(x), torchjac.jac(func)(x))
+    every_other = DeviceMesh("cpu", list(range(0, mesh.size(), 2)))
+    if rank % 2:
+        with pytest.raises(OptionError, match="this process is not one of the mesh's"):
+            torchjac.jac(func, device_mesh=every_other)
+    else:
+        assert_same(torchjac.jac(func, device_mesh=every_other)(X), torchjac.jac(func)(X))
 
 
-def different_calls(mesh: DeviceMesh) -> None:
-    """One rank takes part in another kind of call: they meet at different stages, and say so."""
-    rank = mesh.get_local_rank()
-    try:
-        if rank:
-            torchjac.jac(torch.diff, sparsity="detect", device_mesh=mesh)(X)
-        else:
-            torchjac.jac(torch.diff, device_mesh=mesh)(X)
-    except torchjac.errors.TorchjacError as error:
-        print(error, flush=True)
-        time.sleep(2)  # for the other to hear of it too
-        os._exit(0)  # they are not in step any more
+def half_precision(mesh: DeviceMesh) -> None:
+    """Products that are gathered have the dtype that they were made in."""
+    for dtype in (torch.float16, torch.bfloat16):
+        transform = torchjac.jac(torch.diff, sparsity="detect", device_mesh=mesh)
+        assert_same(transform(X.to(dtype)), torchjac.jac(torch.diff)(X.to(dtype)))
 
 
-def killed(mesh: DeviceMesh) -> None:
-    """A rank ends in the middle of a call: the others end with an error and do not hang."""
-    rank, last = mesh.get_local_rank(), mesh.size() - 1
-
-    def ends(x: Tensor) -> Tensor:
-        if rank == last:
-            os._exit(9)
-        return func(x)
-
-    began = time.monotonic()
-    message = _raises(lambda: torchjac.jac(ends, device_mesh=mesh)(X))
-    print(f"{time.monotonic() - began:.1f} {message}")
-    os._exit(0)  # a group that has lost a member cannot be left in good order
+def inference(mesh: DeviceMesh) -> None:
+    """Within inference mode nothing is different."""
+    with torch.inference_mode():
+        x = X.clone()
+        calls = [
+            torchjac.jac(func, device_mesh=mesh)(x).full_tensor(),
+            torchjac.batched_jac(func, device_mesh=mesh)(x[None]).full_tensor()[0],
+        ]
+    for got in calls:
+        torch.testing.assert_close(got.clone(), torchjac.jac(func)(X))
 
 
-def silent(mesh: DeviceMesh) -> None:
-    """A rank never comes: the others end with an error when the time of the group is over."""
-    if mesh.get_local_rank() == mesh.size() - 1:
-        time.sleep(8)
-        os._exit(0)
-    message = _raises(lambda: torchjac.jac(func, device_mesh=mesh)(X))
-    print(message)
-    os._exit(0)
+def example(mesh: DeviceMesh) -> None:
+    """The program in ``examples/``, which checks itself."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        distributed.fit(mesh, points=40, steps=8)

@@ -37,16 +37,17 @@ def divided(
 ) -> list[list[Tensor]]:
     """The products of all ``seeds`` with one engine, of which this rank makes its share.
 
-    What a rank raises, all of them raise; if all of them raise the same, each its own.
+    What a rank raises, all of them raise; if all of them raise the like, each its own.
     """
     own = ranks.share(seeds.total)
     # A forward engine knows its outputs after a pass, so that even a rank without a share makes one.
     made = own or range(min(seeds.total, 1))
     try:
         (products,) = run(engine, _Share(seeds, made), chunk_size, shown=shown)
+        gathers = [ranks.gathering(rows.detach()[: len(own)], seeds.total) for rows in products]
     except Exception as error:
         ranks.meet("products", error)
         raise
     ranks.facts |= {"the number of colours": seeds.total, "the mode": engine.direction}
     ranks.meet("products")
-    return [[ranks.gathered(rows.detach()[: len(own)], seeds.total) for rows in products]]
+    return [[gather() for gather in gathers]]

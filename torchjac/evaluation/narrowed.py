@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.foundations.ranks import Ranks, Split
 
-__all__ = ["Columns", "Cut", "Nothing", "Rows"]
+__all__ = ["Columns", "Cut", "Rows"]
 
 
 class Cut(ABC):
@@ -36,10 +36,6 @@ class Cut(ABC):
     @abstractmethod
     def split(self, output: int, primal: int, leaf: Tensor) -> Split | None:
         """How a leaf ``(*out, *in)`` of the Jacobian of the narrowed function lies in that of the whole."""
-
-    def leaf(self, output: int, primal: int, leaf: Tensor) -> Tensor:
-        """That leaf in its own shape."""
-        return leaf
 
 
 class Rows(Cut):
@@ -80,29 +76,6 @@ class Columns(Cut):
         return None if split is None else split.beside(leaf.dim() - self._whole[primal].dim())
 
 
-class Nothing(Cut):
-    """No part at all, for a rank that there are too few columns for: not one pass, and an empty leaf."""
-
-    def __init__(self, primals: Sequence[Tensor], splits: Sequence[Split | None]) -> None:
-        super().__init__(primals)
-        self._splits = splits
-        self._shapes: list[torch.Size] = []
-
-    def own(self, values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self._shapes = [value.shape for value in values]
-        return tuple([value.reshape(-1)[:0] for value in values])
-
-    def leaf(self, output: int, primal: int, leaf: Tensor) -> Tensor:
-        shape, split = list(self.primals[primal].shape), self._splits[primal]
-        assert split is not None
-        shape[split.dim] = 0
-        return leaf.new_zeros(*self._shapes[output], *shape)
-
-    def split(self, output: int, primal: int, leaf: Tensor) -> Split | None:
-        split = self._splits[primal]
-        return None if split is None else split.beside(len(self._shapes[output]))
-
-
 class Narrowed:
     """The narrowed function. As `Jacobian` does, it carries the outputs of the function itself first."""
 
@@ -120,7 +93,8 @@ class Narrowed:
 
 
 def _put(part: Tensor, whole: Tensor, split: Split) -> Tensor:
-    """``whole`` with this rank's stretch replaced."""
-    before = whole.narrow(split.dim, 0, split.own.start)
-    after = whole.narrow(split.dim, split.own.stop, split.size - split.own.stop)
+    """``whole`` with the stretch replaced that this rank computes."""
+    at = split.made
+    before = whole.narrow(split.dim, 0, at.start)
+    after = whole.narrow(split.dim, at.stop, split.size - at.stop)
     return torch.cat([before, part, after], split.dim)

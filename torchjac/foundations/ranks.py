@@ -7,7 +7,7 @@ of them raises, all of them hear, and nobody waits for a tensor that never comes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import ArgumentError, OptionError, OptionTypeError, RankError
+from torchjac.foundations.digests import Digest
 
-__all__ = ["Ranks", "Report", "Split", "best_split", "fingerprint"]
+__all__ = ["Ranks", "Report", "Split", "best_split"]
+
+_LONGEST = 2000  # characters of a message that are sent round
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,9 @@ class Report:
     """How far the call has come."""
     facts: dict[str, Any]
     """What has to be the same everywhere, by the name that a user knows it by."""
-    error: str | None = None
-    """What it raised, if it did."""
+    kind: str | None = None
+    """The type of what it raised, if it did."""
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,21 @@ class Split:
     size: int
     own: range
 
+    @property
+    def made(self) -> range:
+        """What this rank computes: its stretch, or the first of all if there is none left for it.
+
+        So every rank makes a pass, and what PyTorch refuses it refuses to all of them.
+        """
+        return self.own or range(1)
+
     def of(self, tensor: Tensor) -> Tensor:
-        """This rank's stretch, a view."""
-        return tensor.narrow(self.dim, self.own.start, len(self.own))
+        """What this rank computes of a tensor, a view."""
+        return tensor.narrow(self.dim, self.made.start, len(self.made))
+
+    def kept(self, made: Tensor) -> Tensor:
+        """What is this rank's of what it computed, a view."""
+        return made.narrow(self.dim, 0, len(self.own))
 
     def beside(self, dims: int) -> Split:
         """The same stretch of a tensor that has more dimensions in front."""
@@ -59,6 +75,8 @@ class Ranks:
     def __init__(self, name: str, mesh: Any) -> None:
         self.name, self._mesh = name, mesh
         self.rank, self.size = int(mesh.get_local_rank()), int(mesh.size())
+        # In messages a process has the number that torchrun gave it, whatever the mesh.
+        self._numbers: list[int] = mesh.mesh.tolist()
         self.facts: dict[str, Any] = {}
         """What this rank knows of the call, and has to be the same on all of them."""
         self.parted = False
@@ -102,7 +120,7 @@ class Ranks:
 
     # Communication.
 
-    def meet(self, stage: str, error: Exception | None = None) -> None:
+    def meet(self, stage: str, error: BaseException | None = None) -> None:
         """Exchange reports with all ranks, and raise on each where one of them cannot go on.
 
         Args:
@@ -112,15 +130,16 @@ class Ranks:
         Raises:
             RankError: another rank, or this one and not all, raised; or contact is lost.
             ArgumentError: the ranks were not called alike.
-            Exception: ``error``, where all ranks raised the same.
+            BaseException: ``error``, where all ranks raised the like, or it asks for an end (an interrupt).
         """
-        told = None if error is None else f"{type(error).__name__}: {error}"
-        reports = self._exchanged(Report(stage, self.facts, told))
-        if any(other.error for other in reports):
-            if error is not None and len({other.error for other in reports}) == 1:
+        reports = self._exchanged(_report(stage, self.facts, error))
+        if any(other.kind is not None for other in reports):
+            if error is not None and len({(other.stage, other.kind) for other in reports}) == 1:
                 raise error  # all of them alike: it has nothing to do with ranks
             self.parted = True
-            raise RankError(f"{self.name}(device_mesh=...): {_failures(reports)}") from error
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            raise RankError(f"{self.name}(device_mesh=...): {self._failures(reports)}") from error
         self._compare(
             [{"how far the call has come": other.stage, **other.facts} for other in reports]
         )
@@ -134,51 +153,64 @@ class Ranks:
         except Exception as error:  # whatever the backend raises: they have no common class
             self.parted = True
             raise RankError(
-                f"{self.name}(device_mesh=...): rank {self.rank} has lost contact with the others; one of "
-                f"them has probably ended. The process group can no longer be used. ({error})"
+                f"{self.name}(device_mesh=...): rank {self._numbers[self.rank]} has lost contact with the "
+                f"others; one of them has probably ended. The process group can no longer be used. ({error})"
             ) from error
         return reports
 
+    def _failures(self, reports: Sequence[Report]) -> str:
+        return "; ".join(
+            f"rank {number} raised {report.kind}: {report.message}"
+            for number, report in zip(self._numbers, reports, strict=True)
+            if report.kind is not None
+        )
+
     def _compare(self, facts: Sequence[dict[str, Any]]) -> None:
         for name in dict.fromkeys(name for known in facts for name in known):
-            told = [known.get(name) for known in facts]
-            for rank, other in enumerate(told[1:], start=1):
-                if not _alike(told[0], other):
+            first, *others = [known.get(name) for known in facts]
+            for number, other in zip(self._numbers[1:], others, strict=True):
+                if not _alike(first, other):
                     self.parted = True
                     raise ArgumentError(
-                        f"{self.name}(device_mesh=...): the ranks disagree on {name}: rank 0 has "
-                        f"{told[0]}, rank {rank} has {other}. Every rank makes the same call with the same "
-                        f"arguments, and torchjac divides the work."
+                        f"{self.name}(device_mesh=...): the ranks disagree on {name}: rank "
+                        f"{self._numbers[0]} has {first}, rank {number} has {other}. Every rank makes the "
+                        f"same call with the same arguments, and torchjac divides the work."
                     )
 
-    def gathered(self, own: Tensor, total: int) -> Tensor:
-        """The rows ``(total, ...)`` of which every rank has its `share`; all have the same other sizes."""
+    def gathering(self, own: Tensor, total: int) -> Callable[[], Tensor]:
+        """Get ready to gather the rows ``(total, ...)`` of which every rank has its `share`.
+
+        What can fail for want of memory is done here, before the ranks meet; and what the function that
+        is returned does is done by all of them or none.
+        """
         import torch.distributed as dist
 
         each = math.ceil(total / self.size)
         padded = own.new_zeros(each, *own.shape[1:])
         padded[: len(own)] = own
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded, group=self._mesh.get_group())
-        return torch.cat(parts)[:total]
+        whole = own.new_empty(self.size, *padded.shape)
+
+        def gather() -> Tensor:
+            dist.all_gather(list(whole), padded, group=self._mesh.get_group())
+            # (ranks, each, ...) -> (ranks * each, ...) -> (total, ...)
+            return whole.flatten(0, 1)[:total]
+
+        return gather
 
     # Results.
 
-    def sharded(self, own: Tensor, split: Split | None) -> Tensor:
-        """A `DTensor` of which this rank has ``own``; the same on all of them if it is not split."""
+    def sharded(self, made: Tensor, split: Split | None) -> Tensor:
+        """A `DTensor` of which this rank computed ``made``; the same on all of them if it is not split."""
         from torch.distributed import tensor as dtensor
 
-        own = own.contiguous()
-        if split is None:
-            place: Any = dtensor.Replicate()
-            shape = own.shape
-        else:
-            place = dtensor.Shard(split.dim)
-            sizes = list(own.shape)
+        place: Any = dtensor.Replicate() if split is None else dtensor.Shard(split.dim)
+        own = made if split is None else split.kept(made)
+        sizes = list(own.shape)
+        if split is not None:
             sizes[split.dim] = split.size
-            shape = torch.Size(sizes)
+        shape = torch.Size(sizes)
         whole: Tensor = dtensor.DTensor.from_local(
-            own,
+            own.contiguous(),
             self._mesh,
             [place],
             run_check=False,
@@ -208,40 +240,22 @@ def best_split(shape: Sequence[int], ranks: int) -> int | None:
     return enough[0] if enough else max(range(len(shape)), key=lambda dim: shape[dim])
 
 
-class _Numbers(tuple[float, ...]):
-    """What tells one tensor's numbers from another's; equal but for rounding is alike."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return f"numbers that sum to {self[0]:.6g}"
-
-
-def fingerprint(tensor: Tensor) -> _Numbers:
-    """A few sums over the numbers of a tensor, and how exactly they are known.
-
-    They show that two ranks do not differentiate at one point, where the sum of both shares would be the
-    derivative at neither.
-    """
-    flat = tensor.detach().reshape(-1).double().nan_to_num(0.0, 1e300, -1e300)
-    waves = torch.arange(len(flat), dtype=flat.dtype, device=flat.device).mul_(0.7).cos_()
-    exact = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 1e-12
-    sums = torch.stack([flat.sum(), flat @ waves, flat.abs().sum()]).tolist()
-    return _Numbers((*sums, 256 * max(exact, 1e-13)))
+def _report(stage: str, facts: dict[str, Any], error: BaseException | None) -> Report:
+    if error is None:
+        return Report(stage, facts)
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001 - a class of the user's that cannot say what it is
+        message = "(without a message)"
+    if len(message) > _LONGEST:
+        message = message[:_LONGEST] + " ..."
+    return Report(stage, facts, type(error).__name__, message)
 
 
 def _alike(one: Any, other: Any) -> bool:
-    if not isinstance(one, _Numbers) or not isinstance(other, _Numbers):
-        return bool(one == other)
-    *sums, scale, exact = one
-    *others, other_scale, _ = other
-    room = exact * max(scale, other_scale)
-    return all(abs(a - b) <= room for a, b in zip(sums, others, strict=True))
-
-
-def _failures(reports: Sequence[Report]) -> str:
-    told = [f"rank {rank} raised {r.error}" for rank, r in enumerate(reports) if r.error]
-    return "; ".join(told)
+    if isinstance(one, Digest) and isinstance(other, Digest):
+        return one.agrees(other)
+    return bool(one == other)
 
 
 def _strides(shape: Sequence[int]) -> Iterator[int]:

@@ -83,7 +83,8 @@ def _multiplied(
     if isinstance(engine, Graph) and record is not None and to_check(problem, way, record):
         engine.outlives_passes = True
     places, ranks = _places(problem), problem.ranks
-    if ranks is not None:
+    if ranks is not None and problem.compression is not None:
+        ranks.facts |= problem.compression.digests(way)
         return divided(ranks, engine, seeds, size, shown=problem.shown), seeds.total
     return run(engine, seeds, size, places=places, shown=problem.shown), seeds.total
 

@@ -97,7 +97,9 @@ def _heard(blocks: Stream, ranks: Ranks) -> Stream:
     """The same blocks; where those of one rank cannot all be made, all ranks hear of it at the end."""
     try:
         yield from blocks
-    except Exception as error:
+    except GeneratorExit:
+        raise  # nobody wants the rest, and maybe nobody anywhere
+    except BaseException as error:
         ranks.meet("all blocks are made", error)
         raise
     ranks.meet("all blocks are made")

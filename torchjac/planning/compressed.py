@@ -12,6 +12,7 @@ from torch import Tensor
 from torchjac.errors import PatternError
 from torchjac.evaluation.engines import Direction
 from torchjac.evaluation.surroundings import without_transforms
+from torchjac.foundations.digests import Digest, digest
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.store import Store
 from torchjac.planning.modes import FORWARD_COST
@@ -75,6 +76,7 @@ class Compression:
         self._forward_cost: float = FORWARD_COST
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
+        self._digests: dict[By, dict[str, Digest]] = {}
         self._constants = [
             (weakref.ref(tensor), None if tensor.is_inference() else tensor._version)
             for tensor in constants
@@ -166,6 +168,24 @@ class Compression:
         with without_transforms():
             seeds = self._seeds[key] = ColorSeeds(layout, colors, number)
         return seeds
+
+    def digests(self, way: Way) -> dict[str, Digest]:
+        """What ranks that share the products of ``way`` have to agree on: the colours, the entries."""
+        by = self._by(way)
+        if by not in self._digests:
+            coloring, (rows, cols) = self.coloring(way), self.pattern.coo
+            indices = {
+                "the colours of the columns": coloring.column_indices,
+                "the colours of the rows": coloring.row_indices,
+                "the rows of the pattern's entries": rows,
+                "the columns of the pattern's entries": cols,
+            }
+            self._digests[by] = {
+                name: digest(torch.from_numpy(numbers.copy()))
+                for name, numbers in indices.items()
+                if numbers is not None
+            }
+        return self._digests[by]
 
     def prepare(
         self, way: Way, outputs: Sequence[Tensor], primals: Sequence[Tensor], layout: torch.layout

@@ -9,6 +9,10 @@ colours of a sparse pattern   the products of its colours              the produ
 samples of a batch            the Jacobians of its samples             a report
 ============================  =======================================  ====================
 
+All ranks have to decide alike, with nothing sent: so they remember what they decide on together apart from
+what one of them may have found out alone, and a rank without a share makes a pass all the same, lest it
+miss that PyTorch refuses it.
+
 A share of a dense Jacobian is itself the Jacobian of a function: of the same one with its outputs, or
 its inputs, narrowed. So it is chosen, chunked, checked and made again in the way that any other is.
 """
@@ -24,9 +28,10 @@ from torch import Tensor
 
 from torchjac.errors import TorchjacFallbackWarning, UnsupportedError
 from torchjac.evaluation.engines import Direction
-from torchjac.evaluation.narrowed import Columns, Cut, Nothing, Rows
+from torchjac.evaluation.narrowed import Columns, Cut, Rows
 from torchjac.evaluation.surroundings import Draw, out_of_inference
-from torchjac.foundations.ranks import Ranks, Split, fingerprint
+from torchjac.foundations.digests import digest
+from torchjac.foundations.ranks import Ranks, Split
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
@@ -42,7 +47,7 @@ def together(ranks: Ranks, work: Callable[[], _Result]) -> _Result:
     """Do this rank's work, and return its result if all ranks have done theirs alike."""
     try:
         result = work()
-    except Exception as error:
+    except BaseException as error:  # an interrupt too: the others would wait for this rank
         if not ranks.parted:
             ranks.meet("done", error)
         raise
@@ -54,6 +59,8 @@ def solve_shared(problem: Problem, ranks: Ranks) -> Answer:
     """Compute this rank's share of a derivative, in `DTensor` leaves."""
     ranks.check_device(problem.primals)
     problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
+    plainly = problem.signature
+    problem.signature = lambda: ("shared", ranks.rank, ranks.size, plainly())
     if problem.sparsity is not None:
         return _colors(problem, ranks)
     record = _seen(problem)
@@ -77,11 +84,13 @@ def solve_shared(problem: Problem, ranks: Ranks) -> Answer:
     return answer
 
 
-def tell_values(ranks: Ranks, values: Sequence[Tensor]) -> None:
+def tell_values(ranks: Ranks, values: Sequence[Tensor], of: str = "") -> None:
     """Have the ranks compare what they evaluated: it differs where what func captured or drew does."""
     for k, value in enumerate(values):
-        ranks.facts[f"the shape of output {k}"] = tuple(value.shape)
-        ranks.facts[f"the value of output {k}"] = fingerprint(value)
+        ranks.facts[f"the shape of output {k}{of}"] = tuple(value.shape)
+        ranks.facts[f"the dtype of output {k}{of}"] = str(value.dtype)
+        # Residuals at a solution are what rounding left of terms that we do not see; say, of size one.
+        ranks.facts[f"the value of output {k}{of}"] = digest(value, unit=1.0)
 
 
 def _seen(problem: Problem) -> Record:
@@ -97,8 +106,6 @@ def _seen(problem: Problem) -> Record:
 def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
     """This rank's share in one direction, as the Jacobian of a narrowed function."""
     direction, cut = way.direction, _cut(problem, ranks, way.direction)
-    if isinstance(cut, Nothing):
-        direction = "reverse"  # the fewest passes, which is none
     mode = direction if way.inner is None else f"{direction}-over-{way.inner}"
     key = problem.signature()
     own = replace(
@@ -110,12 +117,12 @@ def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
         cut=cut,
         primals=cut.primals,
         mode=mode,
-        signature=lambda: ("share", ranks.rank, ranks.size, mode, key),
+        signature=lambda: ("share", mode, key),
     )
     answer = solve(own)
     answer.leaves = [
         [
-            ranks.sharded(cut.leaf(o, i, leaf), cut.split(o, i, leaf))
+            ranks.sharded(leaf, cut.split(o, i, leaf))
             for i, leaf in enumerate(row)
             if isinstance(leaf, Tensor)
         ]
@@ -127,10 +134,7 @@ def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
 def _cut(problem: Problem, ranks: Ranks, direction: Direction) -> Cut:
     if direction == "reverse":
         return Rows(ranks, problem.primals)
-    splits = [ranks.split(primal.shape) for primal in problem.primals]
-    if any(split is None or len(split.own) for split in splits):
-        return Columns(problem.primals, splits)
-    return Nothing(problem.primals, splits)
+    return Columns(problem.primals, [ranks.split(primal.shape) for primal in problem.primals])
 
 
 def _colors(problem: Problem, ranks: Ranks) -> Answer:
@@ -148,28 +152,38 @@ def _own_rows(ranks: Ranks, leaf: Tensor) -> Tensor:
     return ranks.sharded(leaf if split is None else split.of(leaf), split)
 
 
-def solve_samples(problem: Problem, ranks: Ranks, total: int) -> Answer:
+def solve_samples(problem: Problem, ranks: Ranks, total: int, first: Problem) -> Answer:
     """The derivative of this rank's samples, in `DTensor` leaves along the batch of so many.
 
     A rank for which no sample is left computes one, to know what there is none of.
+
+    Args:
+        problem: of this rank's samples.
+        ranks: who the batch is divided over.
+        total: how many samples there are.
+        first: of the first sample alone. Where the ranks make different things of that, func has captured,
+            or drawn, different things.
     """
     ranks.check_device(problem.primals)
     problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
-    before = torch.get_rng_state()
+    draw = Draw(problem.primals)
     answer = solve(problem)
-    if problem.promised and not torch.equal(before, torch.get_rng_state()):
+    if problem.promised and draw.has_moved():
         raise UnsupportedError(
             f"{problem.name}(device_mesh=...): func draws random numbers for the whole batch, and every rank "
             f"evaluates its own samples only, so that no two of them would draw alike. Draw them before, and "
             f"pass them as an argument."
         )
+    with draw.aside():
+        values, _ = (first.slower or first.function)(out_of_inference(first.primals))
+    tell_values(ranks, values, " for the first sample")
     split = Split(0, total, ranks.share(total))
-    whole = [*answer.leaves, answer.values]
-    *leaves, answer.values = [[_of_batch(ranks, leaf, split) for leaf in row] for row in whole]
-    answer.leaves = leaves
+    answer.leaves = [[_of_batch(ranks, leaf, split) for leaf in row] for row in answer.leaves]
+    answer.values = [_of_batch(ranks, value, split) for value in answer.values]
+    if not problem.promised:  # integer outputs and auxiliary tensors are of samples too
+        answer.carried = [_of_batch(ranks, more, split) for more in answer.carried]
     return answer
 
 
 def _of_batch(ranks: Ranks, leaf: Any, split: Split) -> Tensor:
-    own: Tensor = leaf.detach()[: len(split.own)]
-    return ranks.sharded(own, split)
+    return ranks.sharded(leaf.detach(), split)

@@ -72,7 +72,7 @@ def batched_jac(
         progress: as for `torchjac.jac`.
         device_mesh: as for `torchjac.jac`; the samples are divided, and the result (and the value) is sharded
             along them. With ``per_sample=False`` ``func`` is given a rank's own samples only, and what it
-            returns as aux is of these.
+            returns as aux or in integer tensors is of these, or of the first sample where there are none.
 
     Returns:
         A function with the signature of ``func`` that returns the per-sample Jacobians, in the

@@ -12,7 +12,7 @@ from torchjac.evaluation.surroundings import compiling, inside_transform
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.blocks import Blocks
 from torchjac.transforms.delivery import refuse_followed
-from torchjac.transforms.facts import argument_facts
+from torchjac.transforms.facts import argument_facts, option_facts
 from torchjac.transforms.operators import maker
 from torchjac.transforms.options import (
     Argnums,
@@ -112,7 +112,8 @@ def jac_blocks(
 
         def work() -> Blocks:
             refuse_followed(name, args, kwargs)
-            ranks.facts |= argument_facts(args, kwargs)
+            options = {"argnums": argnums, "by": by}
+            ranks.facts |= option_facts(options) | argument_facts(args, kwargs)
             with torch.no_grad():
                 op = make(*args, **kwargs)
             tell_values(ranks, op._point.engine.values)

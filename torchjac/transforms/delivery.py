@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -14,8 +15,8 @@ from torchjac.foundations.pytree import flatten
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import solve
-from torchjac.transforms.facts import argument_facts, parameter_facts
-from torchjac.transforms.options import check_flag
+from torchjac.transforms.facts import argument_facts, option_facts, parameter_facts
+from torchjac.transforms.options import Options, check_flag
 from torchjac.transforms.out import Named, written
 
 __all__ = ["PLAIN", "Delivery", "delivered", "refuse_followed"]
@@ -75,6 +76,12 @@ PLAIN = Delivery()
 
 class _Transform(Named, Protocol):
     @property
+    def options(self) -> Options: ...
+
+    @property
+    def own(self) -> Mapping[str, Any]: ...
+
+    @property
     def ask(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]: ...
 
     def give(self, call: Any, answer: Answer) -> Any: ...
@@ -132,19 +139,20 @@ def _divided(
 
     def work() -> Any:
         refuse_followed(f"{transform.name}(device_mesh=...)", args, kwargs)
-        ranks.facts |= argument_facts(args, kwargs)
+        ranks.facts |= option_facts(
+            transform.options._asdict() | dict(transform.own)
+        ) | argument_facts(args, kwargs)
         call, problem = transform.ask(args, kwargs)
         ranks.facts |= parameter_facts(call)
-        total = call.batch_size if problem.batched else 0
+        solve_divided = solve_shared
         if problem.batched:
-            share = ranks.share(total) or range(min(total, 1))
-            call, problem = transform.ask(call.narrowed(share), kwargs)
+            total = call.batch_size
+            one = range(min(total, 1))
+            _, first = transform.ask(call.narrowed(one), kwargs)
+            call, problem = transform.ask(call.narrowed(ranks.share(total) or one), kwargs)
+            solve_divided = functools.partial(solve_samples, total=total, first=first)
         problem.shown = transform.name if delivery.progress and ranks.rank == 0 else None
         with torch.inference_mode(False), torch.no_grad():
-            batched = problem.batched
-            answer = (
-                solve_samples(problem, ranks, total) if batched else solve_shared(problem, ranks)
-            )
-        return transform.give(call, answer)
+            return transform.give(call, solve_divided(problem, ranks))
 
     return together(ranks, work)

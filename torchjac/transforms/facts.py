@@ -8,11 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchjac.foundations.digests import digest
 from torchjac.foundations.pytree import flatten
-from torchjac.foundations.ranks import fingerprint
+from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.call import Call
 
-__all__ = ["argument_facts", "parameter_facts"]
+__all__ = ["argument_facts", "option_facts", "parameter_facts"]
+
+# What a rank may have its own of: they change no number.
+_OWN = ("chunk_size", "check")
+
+
+def option_facts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the call is asked for; of a pattern its sizes."""
+    return {
+        f"the option {name}": _shown(value) for name, value in options.items() if name not in _OWN
+    }
 
 
 def argument_facts(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +42,13 @@ def argument_facts(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, 
 def parameter_facts(call: Call) -> dict[str, Any]:
     """The numbers of the parameters that are differentiated by."""
     pairs = zip(call.names, call.primals, strict=False)
-    return {f"the parameter {name}": fingerprint(primal) for name, primal in pairs}
+    return {f"the parameter {name}": digest(primal) for name, primal in pairs}
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, SparsityPattern):
+        return f"a pattern {tuple(value.shape)} of {value.nnz} entries"
+    return repr(value)
 
 
 def _of_leaf(name: str, leaf: object) -> dict[str, Any]:
@@ -43,5 +60,5 @@ def _of_leaf(name: str, leaf: object) -> dict[str, Any]:
         f"the dtype of {name}": str(leaf.dtype),
     }
     if leaf.layout is torch.strided and not leaf.is_complex():
-        facts[name] = fingerprint(leaf)
+        facts[name] = digest(leaf)
     return facts
