@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 import torchjac
 from tests.distributed.scenarios import X, assert_same, func
-from torchjac.errors import RankError, UnsupportedError
+from torchjac.errors import BatchCouplingError, RankError, UnsupportedError
 
 
 def _raises(call: Callable[[], object]) -> str:
@@ -217,6 +217,10 @@ def held_back(mesh: DeviceMesh) -> None:
     )
     with pytest.raises(UnsupportedError, match="draws random numbers for the whole batch"):
         draws(X.expand(4, 5))
+    # One sample for each rank: that they influence each other takes two to be seen.
+    coupled = torchjac.batched_jac(lambda x: x - x.mean(0), per_sample=False, device_mesh=mesh)
+    with pytest.raises(BatchCouplingError):
+        coupled(torch.rand(mesh.size(), 5))
 
 
 def silent(mesh: DeviceMesh) -> None:

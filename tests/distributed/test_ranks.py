@@ -21,7 +21,6 @@ FAULTS = "raising exceptions mismatched alike held_back silent"
 @pytest.mark.parametrize(
     ("size", "scenarios"),
     [
-        (1, "placements"),
         (2, f"{NUMBERS} {FAULTS} example"),
         (4, f"{NUMBERS} raising parts_of_a_world"),
     ],

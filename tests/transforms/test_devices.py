@@ -10,6 +10,7 @@ from torch import Tensor
 
 import torchjac
 from tests.cases import CASES, Case
+from tests.sparse import DETECTS
 from tests.trees import pairs
 from torchjac.errors import PlanMismatchError
 from torchjac.foundations.pytree import flatten, map_tree
@@ -84,6 +85,7 @@ def banded(x: Tensor) -> Tensor:
     return torch.diff(x) ** 2 * x[1:]
 
 
+SPARSE = {"sparse jac", "sparse hessian", "csr"}
 CALLS: dict[str, Any] = {
     "jac, reverse": lambda x: torchjac.jac(function, mode="reverse", chunk_size=3)(x),
     "jac, forward": lambda x: torchjac.jac(function, mode="forward", chunk_size=3)(x),
@@ -106,6 +108,8 @@ CALLS: dict[str, Any] = {
 @every_device
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_stays_where_its_arguments_are(device: str, name: str) -> None:
+    if name in SPARSE and not DETECTS:
+        pytest.skip("detection needs torch 2.1")
     x = torch.linspace(-1, 1, 8, dtype=torch.float64)
     expected = CALLS[name](x)
     got = CALLS[name](x.to(device))
@@ -126,6 +130,7 @@ def test_no_pass_waits_for_the_device(device: str, mode: str) -> None:
     torch.testing.assert_close(got, torch.func.jacrev(function)(x))
 
 
+@pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")
 @every_device
 def test_no_sparse_pass_waits_for_the_device(device: str) -> None:
     x = torch.linspace(-1, 1, 64, device=device)
@@ -137,6 +142,7 @@ def test_no_sparse_pass_waits_for_the_device(device: str) -> None:
     assert_there(got, device)
 
 
+@pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
 @every_device
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_plans(device: str, compiled: bool) -> None:

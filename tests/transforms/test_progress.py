@@ -33,7 +33,7 @@ CALLS: dict[str, Any] = {
     "hessian": lambda **o: torchjac.hessian(lambda x: x.sin().sum(), **o)(X),
     "batched_jac": lambda **o: torchjac.batched_jac(torch.sin, **o)(X.expand(3, 12).contiguous()),
     "jac_diag": lambda **o: torchjac.jac_diag(lambda x: x.cumsum(0), **o)(X),
-    "laplacian": lambda **o: torchjac.laplacian(lambda x: x.prod(), **o)(X),
+    "laplacian": lambda **o: torchjac.laplacian(lambda x: x.sin().prod(), **o)(X),
 }
 
 
@@ -120,7 +120,10 @@ def test_tqdm_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_compiled_calls_are_silent(capsys: Any) -> None:
-    pytest.importorskip("torch._dynamo")
+    try:
+        torch.compile(torchjac.jac(torch.sin), backend="eager")(X)
+    except Exception as error:  # noqa: BLE001 - see `test_compile`
+        pytest.skip(f"torch.compile refuses torch.func itself: {type(error).__name__}")
     compiled = torch.compile(torchjac.jac(torch.sin, progress=True), backend="eager")
     torch.testing.assert_close(compiled(X), X.cos().diag())
     assert shown(capsys) == []

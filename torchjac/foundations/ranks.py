@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,14 +42,18 @@ class Split:
     dim: int
     size: int
     own: range
+    least: int = 1
+    """How many this rank computes at least, its own or not."""
 
     @property
     def made(self) -> range:
-        """What this rank computes: its stretch, or the first of all if there is none left for it.
+        """What this rank computes: its stretch, and if that is too short what is beside it.
 
         So every rank makes a pass, and what PyTorch refuses it refuses to all of them.
         """
-        return self.own or range(1)
+        least = min(self.least, self.size)
+        start = min(self.own.start, self.size - least) if self.own else 0
+        return range(start, max(self.own.stop if self.own else 0, start + least))
 
     def of(self, tensor: Tensor) -> Tensor:
         """What this rank computes of a tensor, a view."""
@@ -57,11 +61,12 @@ class Split:
 
     def kept(self, made: Tensor) -> Tensor:
         """What is this rank's of what it computed, a view."""
-        return made.narrow(self.dim, 0, len(self.own))
+        before = self.own.start - self.made.start if self.own else 0
+        return made.narrow(self.dim, before, len(self.own))
 
     def beside(self, dims: int) -> Split:
         """The same stretch of a tensor that has more dimensions in front."""
-        return Split(self.dim + dims, self.size, self.own)
+        return replace(self, dim=self.dim + dims)
 
 
 class Ranks:

@@ -38,7 +38,7 @@ from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import first_look, solve
 from torchjac.planning.ways import Way
 
-__all__ = ["solve_samples", "solve_shared", "tell_values", "together"]
+__all__ = ["samples_of", "solve_samples", "solve_shared", "tell_values", "together"]
 
 _Result = TypeVar("_Result")
 
@@ -152,15 +152,22 @@ def _own_rows(ranks: Ranks, leaf: Tensor) -> Tensor:
     return ranks.sharded(leaf if split is None else split.of(leaf), split)
 
 
-def solve_samples(problem: Problem, ranks: Ranks, total: int, first: Problem) -> Answer:
-    """The derivative of this rank's samples, in `DTensor` leaves along the batch of so many.
+def samples_of(ranks: Ranks, total: int, *, promised: bool) -> Split:
+    """This rank's samples of so many.
 
-    A rank for which no sample is left computes one, to know what there is none of.
+    It computes one where no sample is left for it, to know what there is none of; and two where it has
+    only the user's word that they do not influence each other, which takes two to be seen.
+    """
+    return Split(0, total, ranks.share(total), least=2 if promised else 1)
+
+
+def solve_samples(problem: Problem, ranks: Ranks, split: Split, first: Problem) -> Answer:
+    """The derivative of this rank's samples, in `DTensor` leaves along the batch.
 
     Args:
-        problem: of this rank's samples.
+        problem: of the samples that this rank computes.
         ranks: who the batch is divided over.
-        total: how many samples there are.
+        split: how.
         first: of the first sample alone. Where the ranks make different things of that, func has captured,
             or drawn, different things.
     """
@@ -177,7 +184,6 @@ def solve_samples(problem: Problem, ranks: Ranks, total: int, first: Problem) ->
     with draw.aside():
         values, _ = (first.slower or first.function)(out_of_inference(first.primals))
     tell_values(ranks, values, " for the first sample")
-    split = Split(0, total, ranks.share(total))
     answer.leaves = [[_of_batch(ranks, leaf, split) for leaf in row] for row in answer.leaves]
     answer.values = [_of_batch(ranks, value, split) for value in answer.values]
     if not problem.promised:  # integer outputs and auxiliary tensors are of samples too

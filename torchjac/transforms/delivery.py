@@ -133,7 +133,7 @@ def _divided(
 ) -> Any:
     """This rank's share of the work, and the result of which every rank has a part."""
     # It takes torch.distributed, which most calls do without.
-    from torchjac.planning.shares import solve_samples, solve_shared, together
+    from torchjac.planning.shares import samples_of, solve_samples, solve_shared, together
 
     ranks = Ranks(transform.name, delivery.device_mesh)
 
@@ -146,11 +146,10 @@ def _divided(
         ranks.facts |= parameter_facts(call)
         solve_divided = solve_shared
         if problem.batched:
-            total = call.batch_size
-            one = range(min(total, 1))
-            _, first = transform.ask(call.narrowed(one), kwargs)
-            call, problem = transform.ask(call.narrowed(ranks.share(total) or one), kwargs)
-            solve_divided = functools.partial(solve_samples, total=total, first=first)
+            split = samples_of(ranks, call.batch_size, promised=problem.promised)
+            _, first = transform.ask(call.narrowed(range(min(split.size, 1))), kwargs)
+            call, problem = transform.ask(call.narrowed(split.made), kwargs)
+            solve_divided = functools.partial(solve_samples, split=split, first=first)
         problem.shown = transform.name if delivery.progress and ranks.rank == 0 else None
         with torch.inference_mode(False), torch.no_grad():
             return transform.give(call, solve_divided(problem, ranks))

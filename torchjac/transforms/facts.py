@@ -59,6 +59,6 @@ def _of_leaf(name: str, leaf: object) -> dict[str, Any]:
         f"the shape of {name}": tuple(leaf.shape),
         f"the dtype of {name}": str(leaf.dtype),
     }
-    if leaf.layout is torch.strided and not leaf.is_complex():
+    if leaf.layout is torch.strided and not leaf.is_complex() and not leaf.is_meta:
         facts[name] = digest(leaf)
     return facts
