@@ -6,8 +6,11 @@ import functools
 import logging
 import math
 import operator
+import os
+import pathlib
 import random
 import threading
+import time
 import types
 import warnings
 
@@ -45,6 +48,16 @@ def mlp():
 class Config:
     scale: float = 2.0
     offset: torch.Tensor = None
+
+
+class Kind(type):
+    @property
+    def scale(cls):
+        return cls.hidden
+
+
+class OfKind(metaclass=Kind):
+    hidden = 2.0
 
 
 class Worker(threading.Thread):
@@ -452,6 +465,22 @@ def test_classes(monkeypatch):
     assert captures.changed() == "Scaled.scale was scale and is <lambda> now"
 
 
+def test_the_class_of_a_class(monkeypatch):
+    captures = Captures.of(lambda x: x * OfKind.scale)
+    assert captures.changed() is None
+    monkeypatch.setattr(OfKind, "hidden", 3.0)
+    assert captures.changed() == "OfKind.hidden was 2.0 and is 3.0 now"
+
+
+def test_attributes_of_tensors():
+    held = torch.ones(2)
+    held.scale = 2.0
+    captures = Captures.of(closing_over([held]))
+    assert captures.changed() is None
+    held.scale = 3.0
+    assert captures.changed() == "value[0].scale was 2.0 and is 3.0 now"
+
+
 class Sine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -566,10 +595,15 @@ def test_tensors_are_found_once_wherever_they_are():
         (lambda: Worker(), "Worker, with which work goes to other threads"),
         (importing_a_pool, "concurrent.futures, with which work goes to other threads"),
         (without_modes, "value, which calls DisableTorchFunction"),
+        (lambda: os.environ["A"], "os, which tells of the world outside"),
+        (time.time, "value, which tells of the world outside"),
+        (lambda: pathlib.Path("a").read_text(), "pathlib, which tells of the world outside"),
+        (lambda: open("a").read(), "value, which calls open"),  # noqa: SIM115
+        (lambda: random.random(), "random, which tells of the world outside"),
     ],
     ids=[
         *("long", "random", "iterator", "generator", "eval", "thread", "worker", "pool"),
-        "past the modes",
+        *("past the modes", "environment", "time", "path", "file", "global random"),
     ],
 )
 def test_what_cannot_be_followed_is_said(held, said):
@@ -581,9 +615,13 @@ def test_what_cannot_be_followed_is_said(held, said):
 
 @pytest.mark.parametrize(
     "held",
-    [logging.getLogger("a"), lambda: logging.getLogger("a").info("b"), nn.DataParallel(mlp())],
+    [
+        *(logging.getLogger("a"), lambda: logging.getLogger("a").info("b"), nn.DataParallel(mlp())),
+        pathlib.PurePosixPath("a"),
+    ],
+    ids=["logger", "logs", "module", "path"],
 )
-def test_what_uses_threads_inside_a_library_is_no_doubt(held):
+def test_what_is_only_held_or_inside_a_library_is_no_doubt(held):
     captures = Captures.of(closing_over(held))
     assert captures.is_sure, captures.unsure_of
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import random
 import re
 import threading
@@ -570,6 +571,33 @@ def test_writes_into_a_module_are_seen() -> None:
     torch.testing.assert_close(plan(X).detach(), single_passes(func, X))
 
 
+GRADIENT = torch.ones(4, dtype=torch.float64)
+BELONGING: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], Any]]] = {
+    "gradient": (
+        lambda x: x * (2 if GRADIENT.grad is None else GRADIENT.grad),
+        lambda: setattr(GRADIENT, "grad", 3 * torch.ones(4).double()),
+    ),
+    "version": (lambda x: x * (1 + GRADIENT._version % 2), lambda: GRADIENT.mul_(1)),
+    "environment": (
+        lambda x: x * float(os.environ.get("TORCHJAC_TESTS_SCALE", "2")),
+        lambda: os.environ.__setitem__("TORCHJAC_TESTS_SCALE", "3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BELONGING)
+def test_what_belongs_to_a_tensor_or_to_the_world_is_not_written_down(name: str) -> None:
+    func, change = BELONGING[name]
+    plan = torchjac.jac(func).plan(X)
+    assert BY_SIZES in reason(plan)
+    try:
+        change()
+        torch.testing.assert_close(plan(Y), single_passes(func, Y))
+    finally:
+        GRADIENT.grad = None
+        os.environ.pop("TORCHJAC_TESTS_SCALE", None)
+
+
 # Bindings that are captured
 
 
@@ -585,6 +613,10 @@ def rebindings() -> dict[str, tuple[Callable[[nn.Module], Any], str]]:
         "resized": (
             lambda m: setattr(m[0].bias, "data", torch.ones(1)),
             "another shape, dtype or device now",
+        ),
+        "transposed": (
+            lambda m: setattr(m[0].weight, "data", torch.randn(4, 4).T),
+            "or other strides",
         ),
     }
 

@@ -136,8 +136,8 @@ class Plan:
             return None
         if not program.fits():
             raise PlanMismatchError(
-                f"{self._name}: a tensor that func captured has another shape, dtype or device now. Make "
-                f"a new plan."
+                f"{self._name}: a tensor that func captured has another shape, dtype or device now, or "
+                f"other strides. Make a new plan."
             )
         return tensors
 

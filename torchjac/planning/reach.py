@@ -27,6 +27,7 @@ __all__ = ["OF_MODULES", "Search"]
 
 # Whose functions, classes and modules are taken to stay as they are.
 _LIBRARIES = frozenset({"torch", "torchjac", "numpy", *sys.stdlib_module_names})
+_TENSORS = (Tensor, torch.nn.Parameter)
 _ROWS = (list, tuple, set, frozenset, deque)
 # Types written in C whose whole contents are seen here.
 _PLAIN = frozenset(
@@ -41,10 +42,16 @@ _MAKERS = ("__init__", "__new__")
 _IMPLIED = frozenset({"forward", "backward", "jvp", "vmap", "setup_context", "right_inverse"})
 # With these, code reaches names that it does not mention.
 _DYNAMIC = frozenset({"eval", "exec", "globals", "__import__"})
-# With these, code goes where a trace does not see it: into other threads, or past PyTorch's modes.
-_ELSEWHERE = frozenset(
+# With these, code goes where a trace does not see it: into other threads, out into the world, or past
+# PyTorch's modes.
+_THREADS = frozenset(
     {"threading", "_thread", "concurrent", "multiprocessing", "queue", "_queue", "asyncio"}
 )
+_WORLD = frozenset(
+    {"os", "posix", "nt", "io", "_io", "pathlib", "time", "datetime", "random", "secrets", "uuid"}
+)
+_ASKED = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+_READERS = frozenset({"open", "input"})
 _BLIND = frozenset(
     {"DisableTorchFunction", "_DisableTorchDispatch", "_disable_current_modes", "no_dispatch"}
 )
@@ -88,12 +95,16 @@ class Search:
     def _visit(self, subject: Any, path: str) -> None:
         if isinstance(subject, Tensor):
             self.tensors[id(subject)] = subject
+            if type(subject) in _TENSORS and vars(subject):
+                self._items(vars(subject), path, attributes=True, ordered=False)
         elif not isinstance(subject, CONSTANTS) and id(subject) not in self._seen:
             self._seen[id(subject)] = subject
             if len(self._seen) > _MANY:
                 self._doubt(f"{path} and more: too many objects to watch")
-            elif _of_threads(subject):
+            elif _is_from(_THREADS, subject):
                 self._doubt(f"{path}, with which work goes to other threads")
+            elif isinstance(subject, _ASKED) and _is_from(_WORLD, subject):
+                self._doubt(f"{path}, which tells of the world outside")
             else:
                 self._look_into(subject, path)
 
@@ -146,7 +157,7 @@ class Search:
         for name in _BLIND & (mentions.attributes | mentions.variables):
             self._doubt(f"{path}, which calls {name}")
         for name in mentions.variables:
-            if name in _DYNAMIC:
+            if name in _DYNAMIC or (name in _READERS and name not in space):
                 self._doubt(f"{path}, which calls {name}")
             if name in space or not hasattr(builtins, name):
                 self._bind_item(f"the global variable {name!r}", space, name, name)
@@ -160,6 +171,8 @@ class Search:
         for base in cls.__mro__:
             if id(base) not in self._namespaces and not _is_library(base.__module__):
                 self._namespaces[id(base)] = vars(base), base.__qualname__, True
+        if type(cls) is not type:  # what is asked of a class, its own class may answer
+            self._class(type(cls))
 
     def _visit_namespaces(self) -> None:
         """Bind what was mentioned, by any of the code reached, of Python modules and of classes."""
@@ -263,14 +276,14 @@ def _root(name: str | None) -> str:
     return (name or "").partition(".")[0]
 
 
-def _of_threads(subject: Any) -> bool:
-    """Whether it is a Python module that has to do with other threads, or anything from there."""
+def _is_from(packages: frozenset[str], subject: Any) -> bool:
+    """Whether it is a Python module among these, or a function, a class or an object from there."""
     if isinstance(subject, types.ModuleType):
-        return _root(subject.__name__) in _ELSEWHERE
+        return _root(subject.__name__) in packages
     if isinstance(subject, (types.FunctionType, types.BuiltinFunctionType)):
-        return _root(subject.__module__) in _ELSEWHERE
+        return _root(subject.__module__) in packages
     cls = subject if isinstance(subject, type) else type(subject)
-    return any(_root(base.__module__) in _ELSEWHERE for base in cls.__mro__)
+    return any(_root(base.__module__) in packages for base in cls.__mro__)
 
 
 def _is_open(cls: type) -> bool:

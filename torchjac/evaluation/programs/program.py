@@ -32,7 +32,7 @@ class Program:
         held = captured_tensors(graph)
         self.captured = tuple(held.values())
         self.is_random = draws_random_numbers(graph)
-        self._kinds = [(t, t.shape, t.dtype, t.device) for t in self.captured]
+        self._kinds = [(t, t.shape, _stride(t), t.dtype, t.device) for t in self.captured]
         self.defaults = defaults()
         """They are written into the graph wherever the function made a tensor without saying of what."""
         self._run = run or lifted(graph, held)
@@ -47,8 +47,11 @@ class Program:
     def fits(self) -> bool:
         """Whether the captured tensors are still of the kinds that the graph was traced with."""
         return all(
-            t.shape == shape and t.dtype is dtype and t.device == device
-            for t, shape, dtype, device in self._kinds
+            t.shape == shape
+            and t.dtype is dtype
+            and t.device == device
+            and (stride is None or t.stride() == stride)
+            for t, shape, stride, dtype, device in self._kinds
         )
 
     @property
@@ -78,6 +81,10 @@ class Program:
             most = max(most, held)
             held -= sum(new_bytes(used) for used in dies.get(node, ()))
         return most
+
+
+def _stride(tensor: Tensor) -> tuple[int, ...] | None:
+    return tensor.stride() if tensor.layout is torch.strided else None
 
 
 def new_bytes(node: Any) -> int:

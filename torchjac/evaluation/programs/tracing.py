@@ -8,6 +8,7 @@ graph (a ``get_attr`` node), so that changes in place are seen by every later ru
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
@@ -112,6 +113,7 @@ _WAYS_OUT = {
     for name in ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
     if hasattr(Tensor, name)
 }
+_ASKED = {inspect.getattr_static(Tensor, name).__get__ for name in ("grad", "_version")}
 # PyTorch switches all modes off for it, so that nothing of it is seen later.
 _INTO_TEXT = {Tensor.__repr__, Tensor.__format__}
 
@@ -129,6 +131,10 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _INTO_TEXT:
             raise UntraceableError("it turns a tensor into text")
+        if func in _ASKED and not all(map(is_fake, _tensors(args[:1]))):
+            raise UntraceableError(
+                "it looks at what belongs to a captured tensor, its gradient or version"
+            )
         if func in _WAYS_OUT and not all(map(is_fake, _tensors(args[:1]))):
             raise UntraceableError(_CAPTURED)
         lists = [a for a in (*args, *kwargs.values()) if isinstance(a, (list, tuple))]
