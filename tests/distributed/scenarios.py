@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import torchjac
 from examples import distributed
+from tests.testing.planted import WrongJvp
 from tests.trees import pairs
 from torchjac.errors import OptionError
 from torchjac.foundations.pytree import flatten
@@ -235,14 +236,6 @@ class NoBackward(torch.autograd.Function):
         return tangent * 2
 
 
-class WrongForward(NoForward):
-    """In forward mode wrongly."""
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * 5
-
-
 def refusals(mesh: DeviceMesh) -> None:
     """What PyTorch refuses makes all ranks take the other mode, those without a share too."""
     warnings.simplefilter("ignore")
@@ -264,7 +257,7 @@ def alone(mesh: DeviceMesh) -> None:
     warnings.simplefilter("ignore")
 
     def function(x: Tensor) -> Tensor:
-        return WrongForward.apply(x).prod() * torch.linspace(0, 1, 50, dtype=torch.float64)
+        return WrongJvp.apply(x).sum() * torch.linspace(0, 1, 50, dtype=torch.float64)
 
     expected = torchjac.jac(function, mode="reverse")(X)
     if mesh.get_local_rank() == 0:

@@ -139,9 +139,8 @@ def _divided(
 
     def work() -> Any:
         refuse_followed(f"{transform.name}(device_mesh=...)", args, kwargs)
-        ranks.facts |= option_facts(
-            transform.options._asdict() | dict(transform.own)
-        ) | argument_facts(args, kwargs)
+        options = {**transform.options._asdict(), **transform.own}
+        ranks.facts |= option_facts(options) | argument_facts(args, kwargs)
         call, problem = transform.ask(args, kwargs)
         ranks.facts |= parameter_facts(call)
         solve_divided = solve_shared
