@@ -11,10 +11,10 @@ from torch import Tensor
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.foundations.ranks import Ranks, Split
 
-__all__ = ["Columns", "Cut", "Rows"]
+__all__ = ["Columns", "Part", "Rows"]
 
 
-class Cut(ABC):
+class Part(ABC):
     """Which part of a Jacobian is this rank's."""
 
     def __init__(self, primals: Sequence[Tensor]) -> None:
@@ -38,7 +38,7 @@ class Cut(ABC):
         """How a leaf ``(*out, *in)`` of the Jacobian of the narrowed function lies in that of the whole."""
 
 
-class Rows(Cut):
+class Rows(Part):
     """The Jacobian of a part of every output, cut along one of its dimensions."""
 
     def __init__(self, ranks: Ranks, primals: Sequence[Tensor]) -> None:
@@ -56,7 +56,7 @@ class Rows(Cut):
         return self._splits[output]
 
 
-class Columns(Cut):
+class Columns(Part):
     """The Jacobian by a part of every input, cut along one of its dimensions."""
 
     def __init__(self, primals: Sequence[Tensor], splits: Sequence[Split | None]) -> None:
@@ -79,17 +79,17 @@ class Columns(Cut):
 class Narrowed:
     """The narrowed function. As `Jacobian` does, it carries the outputs of the function itself first."""
 
-    def __init__(self, function: FlatFunction, cut: Cut) -> None:
-        self._function, self._cut = function, cut
+    def __init__(self, function: FlatFunction, part: Part) -> None:
+        self._function, self._part = function, part
         self.num_values = 0
 
     def __call__(self, primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        values, carried = self._function(self._cut.full(primals))
+        values, carried = self._function(self._part.full(primals))
         known = getattr(self._function, "num_values", None)
         if known is None:
             known, carried = len(values), (*values, *carried)
         self.num_values = known
-        return self._cut.own(values), carried
+        return self._part.own(values), carried
 
 
 def _put(part: Tensor, whole: Tensor, split: Split) -> Tensor:

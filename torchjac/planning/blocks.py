@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -17,8 +17,6 @@ __all__ = ["Blocks", "By"]
 
 By: TypeAlias = Literal["rows", "columns"]
 Stream: TypeAlias = "Iterator[tuple[slice, Tensor]]"
-Cut: TypeAlias = "Callable[[range, int], Stream]"
-"""From a stretch of rows or columns, and how many at a time, to the blocks of them."""
 
 
 class Blocks(Iterator[tuple[slice, Tensor]]):
@@ -57,8 +55,8 @@ class Blocks(Iterator[tuple[slice, Tensor]]):
         self.chunk_size = min(size, many)
         """Rows, or columns, of every block but the last."""
         self._left = -(-len(share) // self.chunk_size)
-        cut: Cut = op._columns if columns else op._rows
-        self._blocks = _made(cut(share, self.chunk_size), len(share), shown)
+        blocks = (op._columns if columns else op._rows)(share, self.chunk_size)
+        self._blocks = _made(blocks, len(share), shown)
         if ranks is not None:
             self._blocks = _heard(self._blocks, ranks)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import Direction, FlatFunction, Graph
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.narrowed import Cut
+from torchjac.evaluation.narrowed import Part
 from torchjac.evaluation.programs.linear import Point
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.ranks import Ranks
@@ -68,7 +68,7 @@ class Problem:
     """Where the nonzeros are, if anything is to be made of it."""
     whole: FlatFunction | None = None
     """Of a part of a derivative: the function before it was narrowed."""
-    cut: Cut | None = None
+    part: Part | None = None
     """Which part."""
     ranks: Ranks | None = None
     """Who the products of a compressed derivative are divided over."""
@@ -113,7 +113,7 @@ class Problem:
     def outer(self, inner: Direction, *, vectorise: bool) -> FlatFunction:
         """The function that a Hessian is the Jacobian of."""
         jacobian = Jacobian(self.whole or self.function, inner, vectorise=vectorise)
-        return jacobian if self.cut is None else self.cut.of(jacobian)
+        return jacobian if self.part is None else self.part.of(jacobian)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from torchjac.errors import TorchjacFallbackWarning, UnsupportedError
 from torchjac.evaluation.engines import Direction
-from torchjac.evaluation.narrowed import Columns, Cut, Rows
+from torchjac.evaluation.narrowed import Columns, Part, Rows
 from torchjac.evaluation.surroundings import Draw, out_of_inference
 from torchjac.foundations.digests import digest
 from torchjac.foundations.ranks import Ranks, Split
@@ -105,24 +105,24 @@ def _seen(problem: Problem) -> Record:
 
 def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
     """This rank's share in one direction, as the Jacobian of a narrowed function."""
-    direction, cut = way.direction, _cut(problem, ranks, way.direction)
+    direction, part = way.direction, _part(problem, ranks, way.direction)
     mode = direction if way.inner is None else f"{direction}-over-{way.inner}"
     key = problem.signature()
     own = replace(
         problem,
         function=problem.function
         if problem.order == 2 and direction == "reverse"
-        else cut.of(problem.function),
+        else part.of(problem.function),
         whole=problem.function,
-        cut=cut,
-        primals=cut.primals,
+        part=part,
+        primals=part.primals,
         mode=mode,
         signature=lambda: ("share", mode, key),
     )
     answer = solve(own)
     answer.leaves = [
         [
-            ranks.sharded(leaf, cut.split(o, i, leaf))
+            ranks.sharded(leaf, part.split(o, i, leaf))
             for i, leaf in enumerate(row)
             if isinstance(leaf, Tensor)
         ]
@@ -131,7 +131,7 @@ def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
     return answer
 
 
-def _cut(problem: Problem, ranks: Ranks, direction: Direction) -> Cut:
+def _part(problem: Problem, ranks: Ranks, direction: Direction) -> Part:
     if direction == "reverse":
         return Rows(ranks, problem.primals)
     return Columns(problem.primals, [ranks.split(primal.shape) for primal in problem.primals])
