@@ -34,7 +34,9 @@ pytestmark = [
     pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1"),
     pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning"),
     pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+    # Of PyTorch 2.4 and 2.14 about their own parts: checkpoints, and the compiler.
     pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning"),
     pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning"),
 ]
