@@ -117,6 +117,39 @@ def test_a_compiled_waist():
     torch.testing.assert_close(plan(x), torch.func.jacrev(func)(x))
 
 
+def test_what_was_captured_is_of_the_kind_that_was_compiled_for():
+    """Compiled code reads memory by the strides that it was made for."""
+    layer = nn.Linear(40, 30).double()
+    plan = torchjac.jac(lambda x: layer(x).tanh()).plan(torch.randn(40).double())
+    compiled = plan.compile()
+    layer.weight.data = torch.randn(40, 30).double().T
+    for run in (plan, compiled):
+        with pytest.raises(PlanMismatchError, match="other strides"):
+            run(torch.randn(40).double())
+    with pytest.raises(PlanMismatchError, match="other strides"):
+        plan.compile()
+
+
+def test_the_defaults_are_those_of_the_trace():
+    func = lambda x: x * torch.arange(3).sqrt()  # noqa: E731
+    x = torch.ones(3)
+    plan = torchjac.jac(func).plan(x)
+    compiled = plan.compile()
+    torch.set_default_dtype(torch.float64)
+    try:
+        for run in (plan, compiled):
+            torch.testing.assert_close(run(x), torchjac.jac(func)(x))
+        with pytest.raises(PlanMismatchError) as caught:
+            plan.compile()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert str(caught.value) == (
+        "jac(<lambda>).compile(): new tensors are torch.float64 on cpu by default, and the plan is for "
+        "torch.float32 on cpu. Compile it under the defaults that it was made under, or make a new plan."
+    )
+    torch.testing.assert_close(compiled(x), torchjac.jac(func)(x))
+
+
 # A plan that was tuned
 
 TALL = torch.linspace(-1, 1, 24).double().reshape(8, 3)

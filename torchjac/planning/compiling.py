@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torchjac.errors import PlanError, SparsityMismatchError, UnsupportedError
+from torchjac.errors import (
+    PlanError,
+    PlanMismatchError,
+    SparsityMismatchError,
+    UnsupportedError,
+)
 from torchjac.evaluation.probes import tolerance
 from torchjac.evaluation.programs.compiled import compile_graph
 from torchjac.evaluation.programs.program import Program
 from torchjac.evaluation.programs.tracing import UntraceableError
-from torchjac.evaluation.surroundings import Draw, has_values
+from torchjac.evaluation.surroundings import Draw, defaults, has_values
 from torchjac.planning.candidates import Candidate, inputs_of
 from torchjac.planning.costs import estimated_time
 from torchjac.planning.fields import Arguments
@@ -52,6 +57,13 @@ def compiled(plan: Plan) -> Plan:
 def _compiled(plan: Plan) -> Plan:
     program = plan._program
     assert program is not None
+    plan._refuse_misfits(program)
+    if defaults() != program.defaults:
+        then, now = (f"{dtype} on {device}" for dtype, device in (program.defaults, defaults()))
+        raise PlanMismatchError(
+            f"{plan._name}.compile(): new tensors are {now} by default, and the plan is for {then}. Compile "
+            f"it under the defaults that it was made under, or make a new plan."
+        )
     tensors = plan._arguments.laid_out(plan._arguments.planned)
     made = Program(program.graph, compile_graph(program.graph, tensors))
     if has_values(tensors):

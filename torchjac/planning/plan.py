@@ -134,11 +134,7 @@ class Plan:
             self._refuse_other_parameters(call)
         if not are_plain(tensors):
             return None
-        if not program.fits():
-            raise PlanMismatchError(
-                f"{self._name}: a tensor that func captured has another shape, dtype or device now, or "
-                f"other strides. Make a new plan."
-            )
+        self._refuse_misfits(program)
         return tensors
 
     def verify(self, *args: Any, **kwargs: Any) -> bool:
@@ -167,6 +163,8 @@ class Plan:
             UnsupportedError: there is no graph to compile, PyTorch is older than 2.4, no C++ compiler is
                 found, or Inductor fails.
             PlanError: the compiled derivative is not the plan's.
+            PlanMismatchError: a tensor that func captured is of another kind than at the plan, or the
+                default dtype or device is another one.
         """
         return compiled(self)
 
@@ -239,6 +237,13 @@ class Plan:
                 f"{self._name}: these arguments are not those that were planned for:\n  "
                 + "\n  ".join(found)
                 + "\nMake a plan for them: .plan(...) with such arguments."
+            )
+
+    def _refuse_misfits(self, program: Program) -> None:
+        if not program.fits():
+            raise PlanMismatchError(
+                f"{self._name}: a tensor that func captured has another shape, dtype or device now, or "
+                f"other strides. Make a new plan."
             )
 
     def answer(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Answer:
