@@ -435,13 +435,14 @@ def test_under_forward_mode_of_the_callers_own() -> None:
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
 def test_made_and_called_under_no_grad_and_inference_mode(guard: Any) -> None:
     outside = torchjac.jac(curve).plan(X)
+    expected = torch.func.jacrev(curve)(2 * X)
     with guard():
         inside, x = torchjac.jac(curve).plan(X * 1), X * 2
         for plan in (outside, inside):
-            torch.testing.assert_close(plan(x), torch.func.jacrev(curve)(2 * X))
+            torch.testing.assert_close(plan(x), expected)
             assert not plan(x).requires_grad
-    torch.testing.assert_close(outside(x), torch.func.jacrev(curve)(2 * X))
-    torch.testing.assert_close(inside(x), torch.func.jacrev(curve)(2 * X))
+    torch.testing.assert_close(outside(x), expected)
+    torch.testing.assert_close(inside(x), expected)
 
 
 def test_called_under_autocast_as_the_derivative_is() -> None:

@@ -18,6 +18,8 @@ from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
+from torchjac.evaluation.programs.tracing import quietly
+
 __all__ = ["Call", "Rewriter", "Rule", "Symbolic", "Value", "is_random", "same_layout"]
 
 aten = torch.ops.aten
@@ -197,7 +199,8 @@ class Rewriter:
 
     def can_view(self, value: Node, shape: Sequence[int]) -> Tensor | None:
         """A fake view of ``value`` in this shape, None where its strides allow none."""
-        with contextlib.suppress(RuntimeError, ValueError), self._mode, torch.no_grad():
+        refused = contextlib.suppress(RuntimeError, ValueError)
+        with refused, quietly(), self._mode, torch.no_grad():
             view: Tensor = aten.view.default(self._as_fake(value), list(shape))
             return view
         return None

@@ -30,6 +30,7 @@ __all__ = [
     "dense_stride",
     "draws_random_numbers",
     "for_any_strides",
+    "quietly",
     "trace",
 ]
 
@@ -82,7 +83,7 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
             torch.empty_strided(t.size(), dense_stride(t), dtype=t.dtype, device=t.device)
             for t in tensors
         ]
-    with exclusively(), without_transforms(), torch.no_grad(), _quietly(), uncollected():
+    with exclusively(), without_transforms(), torch.no_grad(), quietly(), uncollected():
         try:
             graph = make_fx(watched, tracing_mode="fake")(*fakes)
         except UntraceableError:
@@ -95,7 +96,7 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep PyTorch from logging what a function cannot do on fake tensors: the plan says it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
