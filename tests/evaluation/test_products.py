@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.sparse import DETECTS
 from torchjac.evaluation.programs import products
 from torchjac.evaluation.programs.products import use_faster_products
 
 pytestmark = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN"
+    not DETECTS or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    reason="PyTorch without plans, or without oneDNN",
 )
 OURS = "torchjac.product.default"
 

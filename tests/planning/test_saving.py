@@ -17,7 +17,12 @@ import torch
 from torch import nn
 
 import torchjac
+from tests.sparse import DETECTS
 from torchjac.errors import PlanError
+
+if not DETECTS:
+    pytest.skip("plans take torch 2.1", allow_module_level=True)
+
 from torchjac.evaluation.programs import compiled as inductor
 from torchjac.planning import compressed, design, packing, saving
 from torchjac.structure import detection
