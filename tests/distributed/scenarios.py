@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 import torchjac
 from examples import distributed
+from tests.counted import Counted
 from tests.testing.planted import WrongJvp
 from tests.trees import pairs
 from torchjac.errors import OptionError
@@ -126,25 +127,13 @@ def batches(mesh: DeviceMesh) -> None:
 def placements(mesh: DeviceMesh) -> None:
     """Where the pieces lie, and how many passes each rank makes."""
     size, rank = mesh.size(), mesh.get_local_rank()
-    passes = 0
-
-    def counted(x: Tensor) -> Tensor:
-        y = func(x)
-
-        def hook(_: Tensor) -> None:
-            nonlocal passes
-            passes += 1
-
-        if y.requires_grad:
-            y.register_hook(hook)
-        return y
-
+    counted = Counted(func)
     reverse = torchjac.jac(counted, mode="reverse", chunk_size=1, check="never", device_mesh=mesh)(
         X
     )
     each = -(-7 // size)
     own = range(min(rank * each, 7), min((rank + 1) * each, 7))
-    assert passes == max(len(own), 1)  # lest a rank without a share miss a refusal
+    assert counted.passes == max(len(own), 1)  # lest a rank without a share miss a refusal
     assert reverse.placements == (Shard(0),)
     torch.testing.assert_close(reverse.to_local(), torchjac.jac(func)(X)[own.start : own.stop])
     forward = torchjac.jac(func, mode="forward", device_mesh=mesh)(X)

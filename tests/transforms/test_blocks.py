@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchjac
+from tests.counted import Counted
 from torchjac.errors import (
     ArgumentError,
     OptionError,
@@ -89,26 +90,12 @@ def test_auto_takes_the_fewer_passes(function: Any, by: str) -> None:
 
 
 def test_evaluates_once_and_makes_each_block_when_it_is_asked_for() -> None:
-    evaluations = passes = 0
-
-    def counted(x: Tensor) -> Tensor:
-        nonlocal evaluations
-        evaluations += 1
-        y = func(x)
-
-        def hook(_: Tensor) -> None:
-            nonlocal passes
-            passes += 1
-
-        if y.requires_grad:
-            y.register_hook(hook)
-        return y
-
+    counted = Counted(func)
     blocks = torchjac.jac_blocks(counted, by="rows", chunk_size=1)(X)
-    assert (evaluations, passes) == (1, 0)
+    assert (counted.evaluations, counted.passes) == (1, 0)
     for count in range(1, 5):
         next(blocks)
-        assert (evaluations, passes) == (1, count)
+        assert (counted.evaluations, counted.passes) == (1, count)
 
 
 def test_the_graph_is_freed_with_the_iterator() -> None:

@@ -37,8 +37,7 @@ class _Rows:
     def __init__(
         self, count: int, like: Tensor, writable: bool, place: Tensor | None = None
     ) -> None:
-        self._count, self._like = count, like
-        self._writable = writable or place is not None
+        self._count, self._like, self._writable = count, like, writable
         self._filled = 0
         self._buffer = self._place = place
         self._pieces: list[Tensor] = []

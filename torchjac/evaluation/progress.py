@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
+
+from torchjac.evaluation.surroundings import compiling
 
 __all__ = ["Meter", "metered"]
 
@@ -21,6 +23,14 @@ class Meter(Protocol):
 
 
 class _Silent:
+    """Nobody is shown anything. A plain class, which a compiler traces and a small call does not feel."""
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
     def update(self, done: int) -> None:
         pass
 
@@ -81,17 +91,18 @@ def describe(name: str, done: int, total: int, seconds: float) -> str:
     return f"{line}, {number} per second, {clock} left"
 
 
-@contextmanager
-def metered(name: str | None, total: int) -> Iterator[Meter]:
+def metered(name: str | None, total: int) -> AbstractContextManager[Meter]:
     """Show within the block how many of ``total`` passes are done; with tqdm where it is installed.
 
     Args:
-        name: of the call that is shown; None to show nothing.
+        name: of the call that is shown; None to show nothing. A compiler that traces the call shows nothing.
         total: how many passes there will be.
     """
-    if name is None:
-        yield _Silent()
-        return
+    return _Silent() if name is None or compiling() else _shown(name, total)
+
+
+@contextmanager
+def _shown(name: str, total: int) -> Iterator[Meter]:
     try:
         from tqdm.auto import tqdm  # type: ignore[import-untyped,unused-ignore]
     except ImportError:

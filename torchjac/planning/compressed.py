@@ -70,10 +70,11 @@ class Compression:
         symmetric: bool,
         name: str,
         colorings: Iterable[Coloring] = (),
+        forward_cost: float = FORWARD_COST,
     ) -> None:
         self.pattern, self.symmetric, self._name = pattern, symmetric, name
         self._colored: dict[By, Coloring] = {coloring.by: coloring for coloring in colorings}
-        self._forward_cost: float = FORWARD_COST
+        self._forward_cost = forward_cost
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
         self._digests: dict[By, dict[str, Digest]] = {}
@@ -125,10 +126,9 @@ class Compression:
             f"after leaf."
         )
 
-    def chosen(self, forward_cost: float = FORWARD_COST) -> By:
+    def chosen(self) -> By:
         """Whether columns, rows or both take the cheapest passes."""
-        self._forward_cost = forward_cost
-        return _colored(self.pattern, "auto", forward_cost).by
+        return _colored(self.pattern, "auto", self._forward_cost).by
 
     def coloring(self, way: Way) -> Coloring:
         """The colours that ``way`` needs."""

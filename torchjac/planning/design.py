@@ -154,7 +154,12 @@ def _pattern(problem: Problem, record: Record, notes: list[str]) -> Compression 
             "sparsity='detect' uses it"
         )
         return None
-    return Compression(pattern, symmetric=problem.order == 2 and m == 1, name=problem.name)
+    return Compression(
+        pattern,
+        symmetric=problem.order == 2 and m == 1,
+        name=problem.name,
+        forward_cost=problem.forward_cost,
+    )
 
 
 def _waist(problem: Problem, linear: LinearGraph) -> Waist | None:

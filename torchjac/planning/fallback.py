@@ -6,10 +6,11 @@ import os
 import sys
 import warnings
 
-from torchjac.errors import TorchjacFallbackWarning, UnsupportedError
+from torchjac.errors import TorchjacError, TorchjacFallbackWarning, UnsupportedError
+from torchjac.evaluation.surroundings import is_out_of_memory
 from torchjac.planning.ways import Way
 
-__all__ = ["REFUSALS", "Refusals", "reason_of", "warn_slower", "warn_user"]
+__all__ = ["REFUSALS", "Refusals", "is_of_the_call", "reason_of", "warn_slower", "warn_user"]
 
 # What PyTorch refuses with. Any other type, a subclass included, is the function's own.
 REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
@@ -23,6 +24,12 @@ def warn_user(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level + 1)
+
+
+def is_of_the_call(error: Exception) -> bool:
+    """Whether an error has nothing to do with a vmap around the function: bad input, or out of memory."""
+    own = isinstance(error, TorchjacError) and not isinstance(error, UnsupportedError)
+    return own or is_out_of_memory(error)
 
 
 def warn_slower(name: str, error: Exception, samples: int) -> None:

@@ -21,31 +21,25 @@ __all__ = ["Weights", "checked_weights", "gram", "side_by_side"]
 class Weights(ABC):
     """W, ``(m, m)``, as it acts on rows of J."""
 
-    @abstractmethod
-    def aligned(self, size: int) -> int | None:
-        """About as many rows as ``size``, such that no entry of W leads out of them; None if too many."""
+    def aligned(self, size: int) -> int:
+        """About as many rows as ``size``, such that no entry of W leads out of them if that can be."""
+        return size
 
     @abstractmethod
     def times(self, rows: Tensor, at: slice = slice(None)) -> Tensor:
         """W·R, of a stretch of rows that W does not lead out of."""
 
-    @abstractmethod
-    def columns(self, at: slice) -> Tensor:
-        """The columns ``at`` of Wᵀ, ``(m, c)``."""
+    def across(self, op: LinearOperator, rows: Tensor, at: slice) -> Tensor:
+        """The rows ``at`` of W·J, of which ``rows`` are those of J."""
+        return self.times(rows, at)
 
 
 class _Diagonal(Weights):
     def __init__(self, weights: Tensor) -> None:
         self._weights = weights
 
-    def aligned(self, size: int) -> int:
-        return size
-
     def times(self, rows: Tensor, at: slice = slice(None)) -> Tensor:
         return self._weights[at, None] * rows
-
-    def columns(self, at: slice) -> Tensor:
-        raise NotImplementedError  # every size is aligned
 
 
 class _Blocks(Weights):
@@ -54,9 +48,9 @@ class _Blocks(Weights):
     def __init__(self, blocks: Tensor) -> None:
         self._blocks, self._c = blocks, blocks.shape[1]
 
-    def aligned(self, size: int) -> int | None:
+    def aligned(self, size: int) -> int:
         # A few rows more than fit are no harm; many are what blocks are there to avoid.
-        return None if self._c > 2 * size else max(size // self._c, 1) * self._c
+        return size if self._c > 2 * size else max(size // self._c, 1) * self._c
 
     def times(self, rows: Tensor, at: slice = slice(None)) -> Tensor:
         start, stop, _ = at.indices(len(self._blocks) * self._c)
@@ -64,7 +58,13 @@ class _Blocks(Weights):
         # (b·c, k) -> (b, c, k), every block of which W has a block for
         return (blocks @ rows.reshape(len(blocks), self._c, -1)).reshape(rows.shape)
 
-    def columns(self, at: slice) -> Tensor:
+    def across(self, op: LinearOperator, rows: Tensor, at: slice) -> Tensor:
+        if at.start % self._c or at.stop % self._c:
+            return op.T._times(self._columns(at)).T
+        return self.times(rows, at)
+
+    def _columns(self, at: slice) -> Tensor:
+        """The columns ``at`` of Wᵀ, ``(m, k)``."""
         whole = self._blocks.new_zeros(len(self._blocks) * self._c, at.stop - at.start)
         for b in range(at.start // self._c, (at.stop - 1) // self._c + 1):
             first = b * self._c
@@ -107,11 +107,8 @@ def gram(op: LinearOperator, weights: Weights) -> Tensor:
     # In half precision a sum over many blocks would stand still: 256 + 1 is 256 in bfloat16.
     dtype = torch.promote_types(op.dtype, torch.float32)
     total = torch.zeros(n, n, dtype=dtype, device=op.device)
-    size = op._pass_size(m)
-    aligned = weights.aligned(size)
-    for at, block in op._rows(size=aligned or size):
-        across = op.T._times(weights.columns(at)).T if aligned is None else weights.times(block, at)
-        total = _plus_product(total, block.T, across)
+    for at, block in op._rows(size=weights.aligned(op._pass_size(m))):
+        total = _plus_product(total, block.T, weights.across(op, block, at))
     return total.to(op.dtype)
 
 

@@ -26,7 +26,7 @@ FORWARD_COST = 2
 """What a forward pass is taken to cost, in backward passes: it repeats the evaluation, inside vmap."""
 
 FORWARD_COST_OF_CONVOLUTIONS = 0.5
-"""The same where f convolves: vmapped backward passes of convolutions take two to six times as long."""
+"""The same where f convolves: vmapped backward passes of convolutions take twice as long, or longer."""
 
 
 def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD_COST) -> Direction:

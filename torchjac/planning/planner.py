@@ -14,14 +14,11 @@ from torch import Tensor
 from torchjac.errors import (
     DerivativeMismatchWarning,
     PlanError,
-    TorchjacError,
-    UnsupportedError,
 )
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import (
     Draw,
     has_values,
-    is_out_of_memory,
     nothing_around,
     out_of_inference,
 )
@@ -29,7 +26,7 @@ from torchjac.foundations.pytree import flatten
 from torchjac.planning.candidates import inputs_of
 from torchjac.planning.captures import Captures
 from torchjac.planning.design import Design, design, without_trace
-from torchjac.planning.fallback import warn_slower
+from torchjac.planning.fallback import is_of_the_call, warn_slower
 from torchjac.planning.fields import Arguments, Fields
 from torchjac.planning.memory import Record, remember
 from torchjac.planning.plan import Plan, Transform
@@ -84,8 +81,7 @@ def _seen(problem: Problem, draw: Draw) -> Record:
     try:
         return first_look(problem, draw)
     except Exception as error:
-        own = isinstance(error, TorchjacError) and not isinstance(error, UnsupportedError)
-        if problem.slower is None or own or is_out_of_memory(error):
+        if problem.slower is None or is_of_the_call(error):
             raise
         problem.function = problem.slower
         record = first_look(problem, draw)

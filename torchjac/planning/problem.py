@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -86,8 +85,7 @@ class Problem:
         if self.order == 2:
             return hessian_ways(self.mode, num_outputs, vectorise=vectorise)
         if self.compression is not None:
-            chosen = functools.partial(self.compression.chosen, self.forward_cost)
-            return compressed_ways(self.mode, chosen, vectorise=vectorise)
+            return compressed_ways(self.mode, self.compression.chosen, vectorise=vectorise)
         num_inputs = Layout(self.primals, batched=self.batched).total
         return jacobian_ways(
             self.mode,

@@ -57,8 +57,6 @@ def together(ranks: Ranks, work: Callable[[], _Result]) -> _Result:
 
 def solve_shared(problem: Problem, ranks: Ranks) -> Answer:
     """Compute this rank's share of a derivative, in `DTensor` leaves."""
-    ranks.check_device(problem.primals)
-    problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
     plainly = problem.signature
     problem.signature = lambda: ("shared", ranks.rank, ranks.size, plainly())
     if problem.sparsity is not None:
@@ -110,6 +108,7 @@ def _share(problem: Problem, ranks: Ranks, way: Way) -> Answer:
     key = problem.signature()
     own = replace(
         problem,
+        # By itself it is only looked at; it is part of a gradient that is narrowed in its outputs.
         function=problem.function
         if problem.order == 2 and direction == "reverse"
         else part.of(problem.function),
@@ -171,8 +170,6 @@ def solve_samples(problem: Problem, ranks: Ranks, split: Split, first: Problem) 
         first: of the first sample alone. Where the ranks make different things of that, func has captured,
             or drawn, different things.
     """
-    ranks.check_device(problem.primals)
-    problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
     draw = Draw(problem.primals)
     answer = solve(problem)
     if problem.promised and draw.has_moved():

@@ -23,7 +23,7 @@ from torchjac.evaluation.surroundings import (
     out_of_inference,
 )
 from torchjac.planning.attempt import attempt, read_off, to_check
-from torchjac.planning.fallback import REFUSALS, Refusals, warn_slower
+from torchjac.planning.fallback import REFUSALS, Refusals, is_of_the_call, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
@@ -54,10 +54,8 @@ def solve(problem: Problem) -> Answer:
     try:
         return _solve(problem, key, record)
     except Exception as error:
-        # Bad input stays bad input; anything else may come from the vmap around the function.
-        own = isinstance(error, TorchjacError) and not isinstance(error, UnsupportedError)
-        if own or is_out_of_memory(error):
-            raise
+        if is_of_the_call(error):
+            raise  # anything else may come from the vmap around the function
         problem.function = problem.slower
         answer = _solve(problem, key, None)
         warn_slower(problem.name, error, len(problem.primals[0]))

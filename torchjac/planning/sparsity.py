@@ -61,7 +61,11 @@ def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
     else:
         pattern, constants = find_pattern(problem)
     compression = Compression(
-        pattern, constants, symmetric=problem.order == 2 and m == 1, name=problem.name
+        pattern,
+        constants,
+        symmetric=problem.order == 2 and m == 1,
+        name=problem.name,
+        forward_cost=problem.forward_cost,
     )
     compression.check_shape(rows, n)
     if compression.symmetric and not pattern.is_symmetric:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from torchjac.errors import OptionError, OptionTypeError, OutputTypeError
 from torchjac.evaluation.forms import Kind
-from torchjac.evaluation.surroundings import compiling
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.bindings import CONSTANTS
 from torchjac.planning.contract import contract
@@ -305,7 +304,7 @@ def _contraction(
     @like_func(func)
     def contracted(*args: Any, **kwargs: Any) -> Any:
         call, problem = ask(args, kwargs)
-        problem.shown = how.name if how.progress and not compiling() else None
+        problem.shown = how.name if how.progress else None
         asked = Contraction(
             problem,
             kind,

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import OptionError, PlanError, UnsupportedError
-from torchjac.evaluation.surroundings import carry_tangents, compiling, inside_transform
+from torchjac.evaluation.surroundings import (
+    carry_tangents,
+    compiling,
+    inside_transform,
+    out_of_inference,
+)
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.problem import Answer, Problem
@@ -96,7 +101,7 @@ def delivered(
     if delivery.device_mesh is not None:
         return _divided(transform, delivery, args, kwargs)
     call, problem = transform.ask(args, kwargs)
-    problem.shown = transform.name if delivery.progress and not compiling() else None
+    problem.shown = transform.name if delivery.progress else None
     if delivery.out is not None:
         refuse_followed(f"{transform.name}(out=...)", args, kwargs)
         return written(transform, delivery.out, call, problem)
@@ -151,6 +156,8 @@ def _divided(
             solve_divided = functools.partial(solve_samples, split=split, first=first)
         problem.shown = transform.name if delivery.progress and ranks.rank == 0 else None
         with torch.inference_mode(False), torch.no_grad():
+            ranks.check_device(problem.primals)
+            problem.primals = [p.detach() for p in out_of_inference(problem.primals)]
             return transform.give(call, solve_divided(problem, ranks))
 
     return together(ranks, work)

@@ -12,7 +12,7 @@ from torchjac.errors import ArgumentError, ArgumentTypeError
 from torchjac.evaluation.evaluator import write
 from torchjac.foundations.overlap import overlapping, shares_elements
 from torchjac.foundations.pytree import flatten
-from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.problem import Problem
 from torchjac.planning.solve import solve
 
 __all__ = ["Named", "written"]
@@ -34,7 +34,8 @@ def written(transform: Named, out: Any, call: Any, problem: Problem) -> Any:
     with torch.no_grad():
         answer = solve(problem)
         # What was compressed, made again after a check, or has no room of the right strides.
-        for row, places in zip(answer.laid_out(), given.leaves_of(answer), strict=True):
+        rows = answer.laid_out()
+        for row, places in zip(rows, given.leaves_of(rows, answer.outcome), strict=True):
             for leaf, place in zip(row, places, strict=True):
                 if leaf.data_ptr() != place.data_ptr() or leaf.stride() != place.stride():
                     write(place, leaf)
@@ -59,11 +60,9 @@ class _Given:
         ]
         return self._checked(shapes, self._problem.outcome())
 
-    def leaves_of(self, answer: Answer) -> list[list[Tensor]]:
+    def leaves_of(self, rows: Sequence[Sequence[Tensor]], outcome: Any) -> list[list[Tensor]]:
         """The tensors for the leaves of an answer."""
-        return self._checked(
-            [[tuple(leaf.shape) for leaf in row] for row in answer.laid_out()], answer.outcome
-        )
+        return self._checked([[tuple(leaf.shape) for leaf in row] for row in rows], outcome)
 
     def _checked(
         self, shapes: Sequence[Sequence[tuple[int, ...]]], outcome: Any
