@@ -148,12 +148,14 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Time every workload against its peers, dense, sparse and planned; then measure peak memory."""
+    """Time every workload against its peers, and measure peak memory: all of benchmarks/results."""
     session.install(*TORCH[DEFAULT_TORCH])
     session.install("--editable", ".", *needs("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
     session.run("python", "-m", "benchmarks.sparse", *session.posargs)
     session.run("python", "-m", "benchmarks.plans", *session.posargs)
+    session.run("python", "-m", "benchmarks.contractions")
+    session.run("python", "-m", "benchmarks.distributed")
     session.run("python", "-m", "benchmarks.memory")
 
 
