@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from torchjac import errors
-from torchjac.planning.operator import LinearOperator
+from torchjac.planning.products.operator import LinearOperator
 from torchjac.structure.coloring import Coloring, color
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
@@ -16,7 +16,7 @@ from torchjac.transforms.operators import hessian_operator, jac_operator
 from torchjac.transforms.sparsity import hessian_sparsity, jac_sparsity
 
 if _TYPE_CHECKING:
-    from torchjac.planning.plan import Plan
+    from torchjac.planning.plans.plan import Plan
     from torchjac.transforms.loading import load_plan
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 
 # Loaded by those who use them: the test tools, and what takes half of all modules to import.
 _LATER = {
-    "Plan": "torchjac.planning.plan",
+    "Plan": "torchjac.planning.plans.plan",
     "load_plan": "torchjac.transforms.loading",
     "testing": "torchjac.testing",
 }

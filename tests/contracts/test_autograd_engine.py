@@ -115,3 +115,15 @@ def test_input_metadata_tells_the_shape_and_dtype_of_a_result():
     assert tuple(metadata.shape) == (2, 3)
     assert metadata.dtype is torch.float64
     assert metadata.dtype.itemsize == 8
+
+
+# torchjac/evaluation/graphs.py: _leaves
+
+
+def test_the_nodes_that_accumulate_into_a_leaf_are_of_one_class_and_no_others_have_a_variable():
+    x = torch.ones(2, requires_grad=True)
+    product = (x * 2).grad_fn
+    ((leaf, _), _) = product.next_functions
+    assert type(leaf) is torch._C._functions.AccumulateGrad
+    assert leaf.variable is x
+    assert not hasattr(product, "variable")

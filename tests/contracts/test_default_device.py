@@ -35,7 +35,7 @@ def test_setting_a_default_device_enters_such_a_mode():
 
 
 def test_a_program_of_operations_asks_no_default_device():
-    """`planning.plan.Plan.__call__` runs a graph under any."""
+    """`planning.plans.plan.Plan.__call__` runs a graph under any."""
     with torch.device("meta"):
         made = torch.ops.aten.zeros.default([2], device=torch.device("cpu"))
     assert made.device.type == "cpu"

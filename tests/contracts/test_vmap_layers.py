@@ -1,4 +1,4 @@
-"""What `torchjac.planning.estimates` asks the layers of vmap, and `laplacian_trace` the tracer."""
+"""What `planning.contractions.estimates` asks the layers of vmap, and `laplacian_trace` the tracer."""
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchjac.planning.brackets import (
+from torchjac.planning.plans.brackets import (
     Against,
     Along,
     ContinueAgainst,

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import torchjac
-from torchjac.planning.captures import Captures
+from torchjac.planning.captured.captures import Captures
 
 alpha = 2.0
 table = {"weights": [1.0, 2.0]}

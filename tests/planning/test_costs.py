@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.sparse import DETECTS
-from torchjac.planning.costs import Cost, cost_of, estimated_time
+from torchjac.planning.plans.costs import Cost, cost_of, estimated_time
 
 COUNTS = st.integers(0, 10**12)
 COSTS = st.builds(Cost, COUNTS, COUNTS, COUNTS)

@@ -8,7 +8,7 @@ from torch import nn
 
 import torchjac
 from tests.sparse import DETECTS, arrow, point, rosenbrock, tridiagonal
-from torchjac.planning import design
+from torchjac.planning.plans import design
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import torchjac
 from tests.sparse import DETECTS, arrow, point
-from torchjac.planning.costs import Cost
+from torchjac.planning.plans.costs import Cost
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
 

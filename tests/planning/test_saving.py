@@ -24,7 +24,8 @@ if not DETECTS:
     pytest.skip("plans take torch 2.1", allow_module_level=True)
 
 from torchjac.evaluation.programs import compiled as inductor
-from torchjac.planning import compressed, design, packing, saving
+from torchjac.planning import compressed
+from torchjac.planning.plans import design, packing, saving
 from torchjac.structure import detection
 
 jac, hessian, batched_jac, load_plan = (

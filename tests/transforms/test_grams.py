@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import torchjac
 from torchjac.errors import ArgumentError, ArgumentTypeError
-from torchjac.planning.linearization import Linearization
+from torchjac.planning.products.linearization import Linearization
 
 BATCH = torch.linspace(-1, 1, 15, dtype=torch.float64).reshape(5, 3)
 

@@ -15,7 +15,7 @@ import torchjac
 from torchjac.errors import PlanMismatchError, UnsupportedError
 from torchjac.evaluation.programs import compiled as compiled_programs
 from torchjac.evaluation.programs.tracing import UntraceableError
-from torchjac.planning import compiling, design
+from torchjac.planning.plans import compiling, design
 
 pytestmark = [
     pytest.mark.skipif(not compiled_programs._supported(), reason="Inductor of PyTorch 2.4"),

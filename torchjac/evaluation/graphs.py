@@ -6,9 +6,13 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["captures", "describe", "failing_op"]
+
+# Of the nodes those that accumulate into a leaf; no other has a variable, and asking it for one takes long.
+_AccumulateGrad = torch._C._functions.AccumulateGrad
 
 
 def _nodes(values: Iterable[Tensor], stops: Iterable[Any] = ()) -> Iterator[Any]:
@@ -36,16 +40,11 @@ def captures(values: Iterable[Tensor], leaves: Sequence[Tensor]) -> bool:
     would silently drop the parameters. The walk costs about a tenth of one backward pass.
     """
     own = {id(leaf) for leaf in leaves}
-    for node in _nodes(values):
-        # Only the node that accumulates into a leaf has a variable.
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in own:
-            return True
-    return False
+    return any(id(leaf) not in own for leaf in _leaves(values))
 
 
 def _leaves(values: Iterable[Tensor]) -> Iterator[Tensor]:
-    return (node.variable for node in _nodes(values) if hasattr(node, "variable"))
+    return (node.variable for node in _nodes(values) if type(node) is _AccumulateGrad)
 
 
 def borders(
@@ -72,7 +71,7 @@ def borders(
     own = {id(primal) for primal in primals}
     found: dict[int, Tensor] = {}
     for node in _nodes(values, stops):
-        if hasattr(node, "variable"):
+        if type(node) is _AccumulateGrad:
             found[id(node.variable)] = node.variable
         elif not start <= node._sequence_nr() < stop:
             return None
@@ -101,7 +100,7 @@ def failing_op(values: Sequence[Tensor], backward: Callable[[], object]) -> str 
     def watch(node: Any) -> Any:
         return node.register_prehook(lambda _: reached.append(type(node).__name__))
 
-    handles = [watch(node) for node in _nodes(values) if not hasattr(node, "variable")]
+    handles = [watch(node) for node in _nodes(values) if type(node) is not _AccumulateGrad]
     try:
         backward()
     except Exception:  # noqa: BLE001 - it is known to fail; where is the question

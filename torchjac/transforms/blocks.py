@@ -10,7 +10,7 @@ import torch
 from torchjac.errors import UnsupportedError
 from torchjac.evaluation.surroundings import compiling, inside_transform
 from torchjac.foundations.ranks import Ranks
-from torchjac.planning.blocks import Blocks
+from torchjac.planning.products.blocks import Blocks
 from torchjac.transforms.delivery import refuse_followed
 from torchjac.transforms.facts import argument_facts, option_facts
 from torchjac.transforms.operators import maker

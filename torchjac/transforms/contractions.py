@@ -13,10 +13,10 @@ from torch import Tensor
 from torchjac.errors import OptionError, OptionTypeError, OutputTypeError
 from torchjac.evaluation.forms import Kind
 from torchjac.foundations.pytree import flatten
-from torchjac.planning.bindings import CONSTANTS
-from torchjac.planning.contract import contract
-from torchjac.planning.contraction import Contraction
-from torchjac.planning.traces import Reached
+from torchjac.planning.captured.bindings import CONSTANTS
+from torchjac.planning.captured.traces import Reached
+from torchjac.planning.contractions.contract import contract
+from torchjac.planning.contractions.contraction import Contraction
 from torchjac.transforms.call import Call, Outcome, asks
 from torchjac.transforms.options import Argnums, ChunkSize, Options, check_choice, check_flag
 from torchjac.transforms.transformed import like_func

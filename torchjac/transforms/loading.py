@@ -10,7 +10,7 @@ import torch
 
 from torchjac.errors import PlanError, TorchjacError
 from torchjac.evaluation.surroundings import nothing_around
-from torchjac.planning.plan import Plan
+from torchjac.planning.plans.plan import Plan
 from torchjac.transforms.batched import batched_jac
 from torchjac.transforms.hessian import hessian
 from torchjac.transforms.jac import jac
@@ -59,8 +59,8 @@ def load_plan(path: str | os.PathLike[str], func: Callable[..., Any]) -> Plan:
         (2, True)
     """
     # They take much of PyTorch that nobody else needs.
-    from torchjac.planning.loading import remade
-    from torchjac.planning.saved import read
+    from torchjac.planning.plans.loading import remade
+    from torchjac.planning.plans.saved import read
 
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchjac.evaluation.gradients import Gradients
 from torchjac.evaluation.surroundings import compiling, out_of_inference
 from torchjac.foundations.spaces import Trees
-from torchjac.planning.linearization import Linearization
-from torchjac.planning.operator import JacobianOperator, LinearOperator, SymmetricOperator
+from torchjac.planning.products.linearization import Linearization
+from torchjac.planning.products.operator import JacobianOperator, LinearOperator, SymmetricOperator
 from torchjac.transforms.call import Call
 from torchjac.transforms.options import Argnums, Options
 from torchjac.transforms.transformed import like_func

@@ -75,7 +75,7 @@ def transformed(transform: Transform) -> Callable[..., Any]:
             A `Plan`, to be called with arguments of the same shapes.
         """
         # Most calls never plan, and it takes much of PyTorch that nobody else needs.
-        from torchjac.planning.planner import make_plan
+        from torchjac.planning.plans.planner import make_plan
 
         transform.delivery.refuse_plan(transform.name)
         return make_plan(transform, args, kwargs, tune=tune)

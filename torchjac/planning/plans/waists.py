@@ -21,7 +21,8 @@ from torchjac.evaluation.evaluator import run
 from torchjac.evaluation.programs.linear import LinearGraph, Point
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, MatrixSeeds
-from torchjac.planning.brackets import (
+from torchjac.planning.compressed import Compression
+from torchjac.planning.plans.brackets import (
     Against,
     Along,
     Bracketing,
@@ -31,8 +32,7 @@ from torchjac.planning.brackets import (
     bracket,
     one_way,
 )
-from torchjac.planning.compressed import Compression
-from torchjac.planning.costs import cost_of
+from torchjac.planning.plans.costs import cost_of
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.cuts import find_cuts, segments

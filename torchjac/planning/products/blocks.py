@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjac.evaluation.progress import metered
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.modes import choose_mode
-from torchjac.planning.operator import LinearOperator
+from torchjac.planning.products.operator import LinearOperator
 
 __all__ = ["Blocks", "By"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchjac.planning.bindings import noun
-from torchjac.planning.candidates import Candidate
+from torchjac.planning.captured.bindings import noun
+from torchjac.planning.plans.candidates import Candidate
 from torchjac.structure.components import count_components
 
 if TYPE_CHECKING:
-    from torchjac.planning.plan import Plan
+    from torchjac.planning.plans.plan import Plan
 
 __all__ = ["explain"]
 

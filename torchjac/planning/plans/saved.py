@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchjac.errors import PlanError
-from torchjac.planning import brackets
-from torchjac.planning.candidates import Candidate
 from torchjac.planning.compressed import Compression
-from torchjac.planning.costs import Cost
 from torchjac.planning.memory import Record
-from torchjac.planning.packing import Json, Unpacker
-from torchjac.planning.saving import FORMAT, versions
-from torchjac.planning.waists import Waist
+from torchjac.planning.plans import brackets
+from torchjac.planning.plans.candidates import Candidate
+from torchjac.planning.plans.costs import Cost
+from torchjac.planning.plans.packing import Json, Unpacker
+from torchjac.planning.plans.saving import FORMAT, versions
+from torchjac.planning.plans.waists import Waist
 from torchjac.planning.ways import Way
 from torchjac.structure.soundness import flaw
 

@@ -14,8 +14,8 @@ from torchjac.evaluation.programs.forward_laplacian import ForwardLaplacian
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import without_transforms
 from torchjac.foundations.layout import Layout
-from torchjac.planning.bindings import CONSTANTS
-from torchjac.planning.captures import Captures
+from torchjac.planning.captured.bindings import CONSTANTS
+from torchjac.planning.captured.captures import Captures
 from torchjac.planning.problem import Problem
 from torchjac.planning.signature import Identity
 

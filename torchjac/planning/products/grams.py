@@ -13,7 +13,7 @@ from torchjac.errors import ArgumentError, ArgumentTypeError
 from torchjac.evaluation.surroundings import inside_transform
 
 if TYPE_CHECKING:
-    from torchjac.planning.operator import LinearOperator
+    from torchjac.planning.products.operator import LinearOperator
 
 __all__ = ["Weights", "checked_weights", "gram", "side_by_side"]
 

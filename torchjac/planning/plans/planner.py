@@ -23,15 +23,15 @@ from torchjac.evaluation.surroundings import (
     out_of_inference,
 )
 from torchjac.foundations.pytree import flatten
-from torchjac.planning.candidates import inputs_of
-from torchjac.planning.captures import Captures
-from torchjac.planning.design import Design, design, without_trace
+from torchjac.planning.captured.captures import Captures
 from torchjac.planning.fallback import is_of_the_call, warn_slower
-from torchjac.planning.fields import Arguments, Fields
 from torchjac.planning.memory import Record, remember
-from torchjac.planning.plan import Plan, Transform
+from torchjac.planning.plans.candidates import inputs_of
+from torchjac.planning.plans.design import Design, design, without_trace
+from torchjac.planning.plans.fields import Arguments, Fields
+from torchjac.planning.plans.plan import Plan, Transform
+from torchjac.planning.plans.proof import ALWAYS, try_out
 from torchjac.planning.problem import Problem
-from torchjac.planning.proof import ALWAYS, try_out
 from torchjac.planning.solve import first_look
 from torchjac.planning.ways import Way
 

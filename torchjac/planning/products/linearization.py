@@ -27,8 +27,8 @@ from torchjac.evaluation.transposed import transposed
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
-from torchjac.planning.product_checks import Witness, combination_agrees, random_matrix
-from torchjac.planning.routes import Agrees, Progress, Route, Rung
+from torchjac.planning.products.product_checks import Witness, combination_agrees, random_matrix
+from torchjac.planning.products.routes import Agrees, Progress, Route, Rung
 
 __all__ = ["Linearization"]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.forms import Kind
-from torchjac.planning.colors import Colors
+from torchjac.planning.captured.traces import KeptTrace, Reached
+from torchjac.planning.contractions.colors import Colors
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Problem
-from torchjac.planning.traces import KeptTrace, Reached
 from torchjac.planning.ways import Way
 
 __all__ = ["FORWARD_LAPLACIAN", "Contraction", "Method", "Remembered"]

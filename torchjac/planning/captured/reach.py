@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchjac.planning.bindings import CONSTANTS, MISSING, Container, Name, noun
+from torchjac.planning.captured.bindings import CONSTANTS, MISSING, Container, Name, noun
 
 __all__ = ["OF_MODULES", "Search"]
 

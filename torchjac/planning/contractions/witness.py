@@ -14,7 +14,7 @@ from torchjac.evaluation.probes import rounding, tolerance
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.groups import GroupSeeds, ProbeSeeds
 from torchjac.foundations.layout import Layout
-from torchjac.planning.contraction import Contraction
+from torchjac.planning.contractions.contraction import Contraction
 
 __all__ = ["colors_agree", "way_agrees"]
 

@@ -34,22 +34,22 @@ from torchjac.evaluation.surroundings import (
 from torchjac.foundations.groups import GroupSeeds
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, Seeds
+from torchjac.planning.captured.traces import KeptTrace, can_trace, keep_trace
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
-from torchjac.planning.colors import find_colors
-from torchjac.planning.contraction import FORWARD_LAPLACIAN, Contraction, Remembered
-from torchjac.planning.estimates import (
+from torchjac.planning.contractions.colors import find_colors
+from torchjac.planning.contractions.contraction import FORWARD_LAPLACIAN, Contraction, Remembered
+from torchjac.planning.contractions.estimates import (
     Estimate,
     hutch_plus_plus,
     hutchinson,
     random_signs,
     samples_of_vmap,
 )
+from torchjac.planning.contractions.witness import colors_agree, way_agrees
 from torchjac.planning.fallback import Refusals, warn_user
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import recall, remember
-from torchjac.planning.traces import KeptTrace, can_trace, keep_trace
 from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
-from torchjac.planning.witness import colors_agree, way_agrees
 
 __all__ = ["contract"]
 

@@ -10,13 +10,13 @@ from torchjac.errors import StructureError
 from torchjac.evaluation.programs.linear import LinearGraph
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import has_values
-from torchjac.planning.candidates import Candidate, linearized, passes_of, traced
 from torchjac.planning.compressed import Compression
 from torchjac.planning.memory import Record
+from torchjac.planning.plans.candidates import Candidate, linearized, passes_of, traced
+from torchjac.planning.plans.tuning import measured
+from torchjac.planning.plans.waists import Waist, find_waist
 from torchjac.planning.problem import Problem
 from torchjac.planning.sparsity import find_pattern
-from torchjac.planning.tuning import measured
-from torchjac.planning.waists import Waist, find_waist
 from torchjac.planning.ways import Way, compressed_ways
 
 __all__ = ["Design", "design", "without_trace"]

@@ -13,9 +13,9 @@ from torchjac.errors import ArgumentError, ArgumentTypeError, OptionError
 from torchjac.evaluation.linear_function import linear
 from torchjac.evaluation.surroundings import carry_tangents, compiling, inside_transform
 from torchjac.foundations.spaces import Trees
-from torchjac.planning.grams import checked_weights, gram, side_by_side
-from torchjac.planning.linearization import Linearization
 from torchjac.planning.modes import choose_mode
+from torchjac.planning.products.grams import checked_weights, gram, side_by_side
+from torchjac.planning.products.linearization import Linearization
 
 __all__ = ["JacobianOperator", "LinearOperator", "SymmetricOperator"]
 

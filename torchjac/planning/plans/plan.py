@@ -14,17 +14,17 @@ from torchjac.errors import PlanMismatchError
 from torchjac.evaluation.deferred import recomputed
 from torchjac.evaluation.programs.program import Program
 from torchjac.evaluation.surroundings import defaults, is_out_of_memory, nothing_around
-from torchjac.planning.bindings import noun
-from torchjac.planning.candidates import Candidate, inputs_of
-from torchjac.planning.captures import Captures
-from torchjac.planning.compiling import compiled
-from torchjac.planning.design import Design
-from torchjac.planning.explain import explain
-from torchjac.planning.fields import Arguments, Fields, are_plain
+from torchjac.planning.captured.bindings import noun
+from torchjac.planning.captured.captures import Captures
 from torchjac.planning.memory import Record
+from torchjac.planning.plans.candidates import Candidate, inputs_of
+from torchjac.planning.plans.compiling import compiled
+from torchjac.planning.plans.design import Design
+from torchjac.planning.plans.explain import explain
+from torchjac.planning.plans.fields import Arguments, Fields, are_plain
+from torchjac.planning.plans.proof import stands, verify
+from torchjac.planning.plans.saving import save
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.proof import stands, verify
-from torchjac.planning.saving import save
 from torchjac.planning.solve import solve
 from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.coloring import Coloring

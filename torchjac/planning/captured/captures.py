@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from torchjac.planning.bindings import Container, Name
-from torchjac.planning.reach import OF_MODULES, Search
+from torchjac.planning.captured.bindings import Container, Name
+from torchjac.planning.captured.reach import OF_MODULES, Search
 
 __all__ = ["Captures"]
 

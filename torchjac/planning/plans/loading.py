@@ -20,16 +20,16 @@ from torchjac.evaluation.programs.fingerprints import (
 from torchjac.evaluation.programs.linear import LinearGraph
 from torchjac.evaluation.programs.tracing import UntraceableError, trace
 from torchjac.evaluation.surroundings import out_of_inference
-from torchjac.planning.candidates import Candidate, linearized, passes_of, with_program
 from torchjac.planning.compressed import Compression
-from torchjac.planning.design import Design
 from torchjac.planning.look import evaluate_plainly
-from torchjac.planning.plan import Plan, Transform
-from torchjac.planning.planner import assembled, captures_of
+from torchjac.planning.plans.candidates import Candidate, linearized, passes_of, with_program
+from torchjac.planning.plans.design import Design
+from torchjac.planning.plans.plan import Plan, Transform
+from torchjac.planning.plans.planner import assembled, captures_of
+from torchjac.planning.plans.proof import LOADED
+from torchjac.planning.plans.saved import Saved
+from torchjac.planning.plans.saving import kinds
 from torchjac.planning.problem import Problem
-from torchjac.planning.proof import LOADED
-from torchjac.planning.saved import Saved
-from torchjac.planning.saving import kinds
 
 __all__ = ["remade"]
 

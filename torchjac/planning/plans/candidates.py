@@ -32,9 +32,9 @@ from torchjac.planning.chunks import (
     bytes_per_pass,
     choose_chunk_size,
 )
-from torchjac.planning.costs import Cost, cost_of
+from torchjac.planning.plans.costs import Cost, cost_of
+from torchjac.planning.plans.waists import Waist, multiplied, prepare_factors
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.waists import Waist, multiplied, prepare_factors
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 

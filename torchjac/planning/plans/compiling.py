@@ -22,14 +22,14 @@ from torchjac.evaluation.programs.compiled import compile_graph
 from torchjac.evaluation.programs.program import Program
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, defaults, has_values
-from torchjac.planning.candidates import Candidate, inputs_of
-from torchjac.planning.costs import estimated_time
-from torchjac.planning.fields import Arguments
-from torchjac.planning.proof import try_out
-from torchjac.planning.tuning import race
+from torchjac.planning.plans.candidates import Candidate, inputs_of
+from torchjac.planning.plans.costs import estimated_time
+from torchjac.planning.plans.fields import Arguments
+from torchjac.planning.plans.proof import try_out
+from torchjac.planning.plans.tuning import race
 
 if TYPE_CHECKING:
-    from torchjac.planning.plan import Plan
+    from torchjac.planning.plans.plan import Plan
 
 __all__ = ["compiled"]
 

@@ -20,17 +20,17 @@ from torchjac.evaluation.probes import (
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, has_values, out_of_inference
 from torchjac.planning.attempt import attempt
-from torchjac.planning.candidates import inputs_of
-from torchjac.planning.design import Design
 from torchjac.planning.fallback import warn_user
-from torchjac.planning.fields import as_dense
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Record
+from torchjac.planning.plans.candidates import inputs_of
+from torchjac.planning.plans.design import Design
+from torchjac.planning.plans.fields import as_dense
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.verify import agrees_with_backward, recorded, trusted_function, verified
 
 if TYPE_CHECKING:
-    from torchjac.planning.plan import Plan
+    from torchjac.planning.plans.plan import Plan
 
 __all__ = ["ALWAYS", "LOADED", "stands", "try_out", "verify"]
 

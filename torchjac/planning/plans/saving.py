@@ -22,14 +22,14 @@ from torchjac.evaluation.programs.fingerprints import (
     numbered,
     value_fingerprint,
 )
-from torchjac.planning.brackets import Tree
-from torchjac.planning.candidates import Candidate
 from torchjac.planning.compressed import Compression
-from torchjac.planning.packing import Json, Packer
-from torchjac.planning.waists import Waist
+from torchjac.planning.plans.brackets import Tree
+from torchjac.planning.plans.candidates import Candidate
+from torchjac.planning.plans.packing import Json, Packer
+from torchjac.planning.plans.waists import Waist
 
 if TYPE_CHECKING:
-    from torchjac.planning.plan import Plan
+    from torchjac.planning.plans.plan import Plan
 
 __all__ = ["FORMAT", "kinds", "save", "versions"]
 

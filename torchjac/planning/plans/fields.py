@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchjac.evaluation.programs.tracing import dense_stride
 from torchjac.foundations.pytree import TreeSpec, flatten, unflatten
-from torchjac.planning.bindings import same
+from torchjac.planning.captured.bindings import same
 
 __all__ = ["Arguments", "Fields", "are_plain", "as_dense"]
 

@@ -8,10 +8,10 @@ from collections.abc import Hashable, Sequence
 from torch import Tensor
 
 from torchjac.evaluation.surroundings import is_out_of_memory
+from torchjac.planning.captured.traces import Reached
 from torchjac.planning.compressed import Compression
 from torchjac.planning.problem import Problem
 from torchjac.planning.sparsity import find_pattern
-from torchjac.planning.traces import Reached
 
 __all__ = ["Colors", "find_colors"]
 

@@ -10,9 +10,9 @@ import torch
 
 from torchjac.evaluation.surroundings import Draw, is_out_of_memory
 from torchjac.planning.attempt import attempt
-from torchjac.planning.candidates import Candidate, inputs_of
-from torchjac.planning.fields import as_dense
 from torchjac.planning.memory import Record
+from torchjac.planning.plans.candidates import Candidate, inputs_of
+from torchjac.planning.plans.fields import as_dense
 from torchjac.planning.problem import Problem
 
 __all__ = ["measured", "race"]

@@ -1,0 +1,1 @@
+"""Sums over seeds: divergences, Laplacians and diagonals, exactly or from random probes."""

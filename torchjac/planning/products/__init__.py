@@ -1,0 +1,1 @@
+"""Products with a Jacobian that nobody holds: operators, Gram matrices, blocks."""
