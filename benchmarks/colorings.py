@@ -94,6 +94,7 @@ HEAD = [
     "auto",
     "symmetric",
     "asdex",
+    "4 terms",
     "time of columns",
 ]
 
@@ -111,9 +112,10 @@ def row(name: str, matrix: Matrix, asdex: Any) -> list[str]:
     columns = color(pattern, "columns").num_colors
     seconds = time.perf_counter() - start
     cells = [name, str(pattern.nnz), str(columns), "", str(color(pattern, "rows").num_colors), ""]
-    cells += [str(color(pattern, "auto").num_colors), "", "", readable(seconds)]
+    cells += [str(color(pattern, "auto").num_colors), "", "", "", readable(seconds)]
     if pattern.is_symmetric:
         cells[7] = str(color(pattern, "symmetric").num_colors)
+        cells[9] = str(color(pattern, "symmetric", max_terms=4).num_colors)
     if asdex is not None:
         theirs = asdex.SparsityPattern.from_coo(
             pattern.rows.numpy().astype(np.int32),

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from torchjac import errors
 from torchjac.planning.products.operator import LinearOperator
-from torchjac.structure.coloring import Coloring, color
+from torchjac.structure.color import color
+from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.batched import batched_jac
 from torchjac.transforms.blocks import jac_blocks

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.structure.patterns import patterns
 from torchjac import SparsityPattern
 from torchjac.errors import PatternError, TorchjacError
-from torchjac.structure.coloring import color
+from torchjac.structure.color import color
 from torchjac.structure.picture import braille
 
 scipy_sparse = pytest.importorskip("scipy.sparse")

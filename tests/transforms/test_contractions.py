@@ -327,7 +327,7 @@ def test_as_many_passes_as_the_diagonal_needs(
     x = point(30)
     found = getattr(torchjac, name)(func)(x)
     chunks: list[int] = []
-    from torchjac.planning import contract
+    from torchjac.planning.contractions import contract
 
     plain = contract.contracted
     monkeypatch.setattr(

@@ -250,7 +250,7 @@ def test_an_exception_of_a_rule_comes_out_as_it_is() -> None:
 
 
 def test_chunks_where_not_all_columns_fit(spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchjac.planning import linearization
+    from torchjac.planning.products import linearization
 
     monkeypatch.setattr(linearization, "choose_chunk_size", lambda total, held, device: 2)
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)

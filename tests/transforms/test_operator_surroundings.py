@@ -225,7 +225,7 @@ def test_products_with_an_operator_from_outside_break_the_graph() -> None:
 def test_products_with_an_operator_from_outside_are_refused_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from torchjac.planning import linearization
+    from torchjac.planning.products import linearization
 
     op = torchjac.jac_operator(curve)(X)
     monkeypatch.setattr(linearization, "compiling", lambda: True)

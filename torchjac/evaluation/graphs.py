@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["captures", "describe", "failing_op"]
 
 # Of the nodes those that accumulate into a leaf; no other has a variable, and asking it for one takes long.
-_AccumulateGrad = torch._C._functions.AccumulateGrad
+_AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
 
 
 def _nodes(values: Iterable[Tensor], stops: Iterable[Any] = ()) -> Iterator[Any]:

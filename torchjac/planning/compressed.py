@@ -18,7 +18,8 @@ from torchjac.foundations.store import Store
 from torchjac.planning.modes import FORWARD_COST
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
-from torchjac.structure.coloring import By, Coloring, color
+from torchjac.structure.color import color
+from torchjac.structure.coloring import By, Coloring
 from torchjac.structure.decompression import Recovery
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.structure.seeds import ColorSeeds
@@ -60,6 +61,8 @@ class Compression:
         symmetric: whether it is that of the Hessian of one output.
         name: the call that the user made, for messages.
         colorings: those that are known already.
+        forward_cost: of a forward pass in backward passes.
+        given: the one that the user wants.
     """
 
     def __init__(
@@ -71,9 +74,12 @@ class Compression:
         name: str,
         colorings: Iterable[Coloring] = (),
         forward_cost: float = FORWARD_COST,
+        given: Coloring | None = None,
     ) -> None:
         self.pattern, self.symmetric, self._name = pattern, symmetric, name
-        self._colored: dict[By, Coloring] = {coloring.by: coloring for coloring in colorings}
+        self._given = given
+        known = [*colorings, given] if given else colorings
+        self._colored: dict[By, Coloring] = {coloring.by: coloring for coloring in known}
         self._forward_cost = forward_cost
         self._recoveries: dict[str, Recovery] = {}
         self._seeds: dict[tuple[str, Direction], ColorSeeds] = {}
@@ -127,8 +133,14 @@ class Compression:
         )
 
     def chosen(self) -> By:
-        """Whether columns, rows or both take the cheapest passes."""
-        return _colored(self.pattern, "auto", self._forward_cost).by
+        """Whether columns, rows or both take the cheapest passes, or those that the user wants."""
+        return (
+            self._given.by if self._given else _colored(self.pattern, "auto", self._forward_cost).by
+        )
+
+    def is_wanted(self, way: Way) -> bool:
+        """Whether ``way`` takes the colours that the user wants, if any."""
+        return self._given is None or self._given.by == self._by(way)
 
     def coloring(self, way: Way) -> Coloring:
         """The colours that ``way`` needs."""

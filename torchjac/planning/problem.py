@@ -19,6 +19,7 @@ from torchjac.planning.compressed import Compression
 from torchjac.planning.modes import FORWARD_COST
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
 from torchjac.structure.blocks import SparseBlock
+from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
 
 __all__ = ["Answer", "Destinations", "Others", "Problem"]
@@ -63,8 +64,8 @@ class Problem:
     """Memory of the caller's that a dense answer is written into where its strides allow."""
     shown: str | None = None
     """The name under which progress is shown, if it is."""
-    sparsity: SparsityPattern | Literal["detect"] | None = None
-    """Where the nonzeros are, if anything is to be made of it."""
+    sparsity: SparsityPattern | Coloring | Literal["detect"] | None = None
+    """Where the nonzeros are, and with which colours, if anything is to be made of it."""
     whole: FlatFunction | None = None
     """Of a part of a derivative: the function before it was narrowed."""
     part: Part | None = None

@@ -36,7 +36,9 @@ from torchjac.foundations.layout import Layout
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.look import evaluate_plainly
+from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
+from torchjac.structure.soundness import flaw
 
 if TYPE_CHECKING:
     from torchjac.planning.problem import Problem
@@ -56,13 +58,18 @@ def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
     n, m = sum(primal.numel() for primal in problem.primals), sum(output_counts)
     rows = m if problem.order == 1 else m * n
     constants: Sequence[Tensor] = ()
-    if isinstance(problem.sparsity, SparsityPattern):
+    given = problem.sparsity if isinstance(problem.sparsity, Coloring) else None
+    if given is not None:
+        _refuse_flawed(problem.name, given)
+        pattern = given.pattern
+    elif isinstance(problem.sparsity, SparsityPattern):
         pattern = problem.sparsity
     else:
         pattern, constants = find_pattern(problem)
     compression = Compression(
         pattern,
         constants,
+        given=given,
         symmetric=problem.order == 2 and m == 1,
         name=problem.name,
         forward_cost=problem.forward_cost,
@@ -74,6 +81,16 @@ def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
             f"Give pattern | pattern.T."
         )
     return compression
+
+
+def _refuse_flawed(name: str, coloring: Coloring) -> None:
+    """Anybody can make a colouring; from a wrong one wrong numbers would be read."""
+    wrong = flaw(coloring)
+    if wrong:
+        raise PatternError(
+            f"{name}(sparsity={coloring!r}): from these colours the derivative does not come back: {wrong}. "
+            f"torchjac.color makes some that do; torchjac.structure.validate.check_coloring says more."
+        )
 
 
 def find_pattern(

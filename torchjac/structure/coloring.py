@@ -1,9 +1,8 @@
-"""`color` and `Coloring`: which columns and rows share a pass, and where each entry is read."""
+"""`Coloring`: which columns and rows share a pass, and where each entry is read."""
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -12,16 +11,14 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import OptionError, OptionTypeError, PatternError
-from torchjac.structure.bidirectional import color_both, fewest_both
-from torchjac.structure.greedy import color_columns, fewest_columns
 from torchjac.structure.neutral import alone_in_group
 from torchjac.structure.pattern import Indices, SparsityPattern
-from torchjac.structure.star import color_symmetric
+from torchjac.structure.substitution import Corrections, no_corrections, substitutions
 
-__all__ = ["By", "Coloring", "color"]
+__all__ = ["CHOICES", "By", "Coloring", "check_terms", "words"]
 
 By: TypeAlias = Literal["columns", "rows", "symmetric", "bidirectional"]
-_CHOICES = ("columns", "rows", "symmetric", "bidirectional", "auto")
+CHOICES: tuple[By, ...] = ("columns", "rows", "symmetric", "bidirectional")
 
 
 class Coloring:
@@ -30,7 +27,9 @@ class Coloring:
     With the products ``C[c] = J @ s`` for the columns of colour c (s is 1 there and 0 elsewhere) and
     ``R[c] = s @ J`` for the rows of colour c, entry k of the pattern, in its row-major order, is
     ``C[group[k], position[k]]`` where ``from_columns[k]``, and ``R[group[k], position[k]]`` elsewhere.
-    `color` makes one; made by hand it is believed, until `torchjac.structure.validate.check_coloring`.
+    Where ``max_terms`` is more than 1, what `corrections` says has to be added. Two colourings are equal if
+    all of this is. `color` makes one; made by hand it is believed, until
+    `torchjac.structure.validate.check_coloring`.
 
     Args:
         pattern: what is coloured.
@@ -38,9 +37,11 @@ class Coloring:
         column_colors: of each column, from 0, or -1 for one that takes part in no pass; None where there
             are no passes over columns.
         row_colors: likewise of each row.
+        max_terms: from how many products an entry may be put together; more than 1 with
+            ``by="symmetric"`` only.
 
     Raises:
-        OptionError: ``by`` is not one of those.
+        OptionError: ``by`` or ``max_terms`` is not one of those.
         PatternError: there is not one integer per column and row, from -1.
 
     Example:
@@ -61,11 +62,14 @@ class Coloring:
         by: By,
         column_colors: Any = None,
         row_colors: Any = None,
+        *,
+        max_terms: int = 1,
     ) -> None:
-        if by not in _CHOICES[:-1]:
-            raise OptionError(f"Coloring(by={by!r}): expected one of {_words(_CHOICES[:-1])}.")
+        if by not in CHOICES:
+            raise OptionError(f"Coloring(by={by!r}): expected one of {words(CHOICES)}.")
+        check_terms("Coloring", by, max_terms)
         m, n = pattern.shape
-        self._pattern, self._by = pattern, by
+        self._pattern, self._by, self._max_terms = pattern, by, max_terms
         self._columns = _as_colors("column_colors", column_colors, n, by != "rows")
         self._rows = _as_colors("row_colors", row_colors, m, by in ("rows", "bidirectional"))
 
@@ -83,6 +87,11 @@ class Coloring:
     def num_colors(self) -> int:
         """How many passes there are in all."""
         return self.num_column_colors + self.num_row_colors
+
+    @property
+    def max_terms(self) -> int:
+        """From how many products an entry may be put together: 1 where each is read off one."""
+        return self._max_terms
 
     @functools.cached_property
     def num_column_colors(self) -> int:
@@ -143,10 +152,25 @@ class Coloring:
         """Of each entry, where in that product it is: a row of J·s, or a column of s·J."""
         return torch.from_numpy(self.recovery[2])
 
+    @property
+    def corrections(self) -> Corrections:
+        """What is added to the entries that are not alone where they are read; nothing if ``max_terms`` is 1.
+
+        For each t, entry ``entry[t]`` takes ``sign[t] * C[group[t], position[t]]`` in addition.
+        """
+        return no_corrections() if self._max_terms == 1 else self._substitutions[2]
+
+    @functools.cached_property
+    def _substitutions(self) -> tuple[Indices, Indices, Corrections]:
+        assert self._columns is not None
+        return substitutions(self._pattern, self._columns, self._max_terms)
+
     @functools.cached_property
     def recovery(self) -> tuple[npt.NDArray[np.bool_], Indices, Indices]:
         """`from_columns`, `group` and `position` as NumPy arrays."""
         rows, cols = self._pattern.coo
+        if self._max_terms > 1:
+            return np.ones(len(rows), dtype=bool), *self._substitutions[:2]
         if self._columns is None:
             assert self._rows is not None
             return np.zeros(len(rows), dtype=bool), self._rows[rows], cols
@@ -160,11 +184,28 @@ class Coloring:
         group = np.where(alone, self._columns[cols], self._rows[rows])
         return alone, group, np.where(alone, rows, cols)
 
+    def _key(self) -> tuple[Any, ...]:
+        sides = (self._columns, self._rows)
+        colors = [None if side is None else side.tobytes() for side in sides]
+        return (self._by, self._max_terms, self._pattern, *colors)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Coloring) and (self is other or self._key() == other._key())
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(self._key())
+
+    def __hash__(self) -> int:
+        return self._hash
+
     def __repr__(self) -> str:
-        both = ""
+        more = ""
         if self._by == "bidirectional":
-            both = f" ({self.num_column_colors} of columns, {self.num_row_colors} of rows)"
-        return f"Coloring(by={self._by!r}, num_colors={self.num_colors}{both})"
+            more = f" ({self.num_column_colors} of columns, {self.num_row_colors} of rows)"
+        elif self._max_terms > 1:
+            more = f", max_terms={self._max_terms}"
+        return f"Coloring(by={self._by!r}, num_colors={self.num_colors}{more})"
 
 
 def _as_colors(which: str, colors: Any, size: int, expected: bool) -> Indices | None:
@@ -185,148 +226,24 @@ def _as_colors(which: str, colors: Any, size: int, expected: bool) -> Indices | 
     return array.astype(np.int64)
 
 
+def check_terms(call: str, by: str, max_terms: object) -> None:
+    """Refuse what is no number of products, or not for this kind of colouring."""
+    where = f"{call}(max_terms={max_terms!r})"
+    if isinstance(max_terms, bool) or not isinstance(max_terms, int):
+        raise OptionTypeError(f"{where}: expected an int.")
+    if max_terms < 1:
+        raise OptionError(f"{where}: expected 1 or more.")
+    if max_terms > 1 and by != "symmetric":
+        raise OptionError(
+            f"{where}: only the entries of a symmetric matrix are put together from several products. Take "
+            f"by='symmetric', or max_terms=1."
+        )
+
+
 def _number(colors: Indices | None) -> int:
     return 0 if colors is None else int(colors.max(initial=-1)) + 1
 
 
-def color(
-    pattern: SparsityPattern,
-    by: Literal["columns", "rows", "symmetric", "bidirectional", "auto"] = "auto",
-    *,
-    row_cost: float = 1.0,
-    column_cost: float = 1.0,
-) -> Coloring:
-    """Find which columns or rows of a sparse Jacobian can share a pass, so that there are few passes.
-
-    The answer depends on the arguments alone: the same pattern is coloured the same every time.
-    Fewest colours are out of reach in general, so this is a heuristic with a bounded effort; a band, a
-    five-point stencil or an arrow-head get the fewest there are.
-
-    Args:
-        pattern: where the nonzeros are.
-        by: ``"columns"`` for forward mode: no two columns of one colour share a row. ``"rows"`` for
-            reverse mode. ``"bidirectional"`` for some passes of either. ``"symmetric"`` for a Hessian,
-            where an entry may also be read in its mirror place. ``"auto"`` takes the cheapest of
-            columns, rows and both, the simpler one at a tie.
-        row_cost: the cost of a pass over rows, a VJP.
-        column_cost: the cost of a pass over columns, a JVP.
-
-    Returns:
-        A `Coloring`.
-
-    Raises:
-        OptionError, OptionTypeError: ``by`` or a cost is not one of those allowed, or ``pattern`` is
-            no pattern.
-        PatternError: ``by="symmetric"`` and the pattern is not symmetric.
-
-    Example:
-        >>> import torch, torchjac
-        >>> arrow = torch.eye(50)
-        >>> arrow[0] = arrow[:, 0] = 1
-        >>> pattern = torchjac.SparsityPattern.from_dense(arrow)
-        >>> torchjac.color(pattern, by="columns").num_colors
-        50
-        >>> torchjac.color(pattern)
-        Coloring(by='bidirectional', num_colors=3 (2 of columns, 1 of rows))
-        >>> torchjac.color(pattern, by="symmetric").num_colors
-        2
-
-    Source:
-        Curtis, Powell & Reid (1974); Coleman & Moré (1983, 1984); Gebremedhin, Manne & Pothen, *What
-        Color Is Your Jacobian?* (2005); Montoison, Dalle & Gebremedhin (2025) on both directions.
-    """
-    _check_options(pattern, by, {"row_cost": row_cost, "column_cost": column_cost})
-    if by == "symmetric":
-        _check_symmetric(pattern)
-        return Coloring(pattern, by, color_symmetric(pattern))
-    if by == "columns":
-        return Coloring(pattern, by, color_columns(pattern))
-    if by == "rows":
-        return Coloring(pattern, by, None, color_columns(pattern.T))
-    if by == "auto":
-        return _cheapest(pattern, row_cost, column_cost)
-    return _bidirectional(pattern, row_cost, column_cost)
-
-
-def _bidirectional(pattern: SparsityPattern, row_cost: float, column_cost: float) -> Coloring:
-    """Both, or one alone where that costs less; the other one is neutral then."""
-    m, n = pattern.shape
-    alone = _one_sided(pattern, row_cost, column_cost)
-    cost = alone.num_column_colors * column_cost + alone.num_row_colors * row_cost
-    both = color_both(pattern, row_cost, column_cost, below=cost)
-    columns, rows = both or (alone._columns, alone._rows)
-    none = np.full(n if columns is None else m, -1)
-    return Coloring(
-        pattern,
-        "bidirectional",
-        none if columns is None else columns,
-        none if rows is None else rows,
-    )
-
-
-def _cheapest(pattern: SparsityPattern, row_cost: float, column_cost: float) -> Coloring:
-    alone = _one_sided(pattern, row_cost, column_cost)
-    cost = alone.num_column_colors * column_cost + alone.num_row_colors * row_cost
-    if cost <= fewest_both(pattern, row_cost, column_cost):
-        return alone
-    both = color_both(pattern, row_cost, column_cost, below=cost)
-    return alone if both is None else Coloring(pattern, "bidirectional", *both)
-
-
-def _one_sided(pattern: SparsityPattern, row_cost: float, column_cost: float) -> Coloring:
-    """Columns or rows; the side with the lower bound first, which may make the other one needless."""
-    transposed = pattern.T
-    bounds = {
-        "columns": column_cost * fewest_columns(pattern),
-        "rows": row_cost * fewest_columns(transposed),
-    }
-    best, least = None, math.inf
-    for by in sorted(bounds, key=bounds.__getitem__):
-        if bounds[by] >= least:
-            break
-        if best is not None and pattern.is_symmetric and row_cost == column_cost:
-            break  # the other side is the same again
-        if by == "columns":
-            coloring = Coloring(pattern, "columns", color_columns(pattern))
-            cost = column_cost * coloring.num_colors
-        else:
-            coloring = Coloring(pattern, "rows", None, color_columns(transposed))
-            cost = row_cost * coloring.num_colors
-        if cost < least or (cost == least and by == "columns"):
-            best, least = coloring, cost
-    assert best is not None
-    return best
-
-
-def _check_options(pattern: object, by: object, costs: dict[str, Any]) -> None:
-    if not isinstance(pattern, SparsityPattern):
-        raise OptionTypeError(
-            f"color(pattern): expected a SparsityPattern, got {type(pattern).__name__}. "
-            f"SparsityPattern.from_dense and from_scipy make one of a matrix."
-        )
-    if by not in _CHOICES:
-        raise OptionError(f"color(by={by!r}): expected one of {_words(_CHOICES)}.")
-    for name, cost in costs.items():
-        if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 < cost < math.inf:
-            raise OptionError(f"color({name}={cost!r}): expected a positive number.")
-
-
-def _words(choices: tuple[str, ...]) -> str:
+def words(choices: tuple[str, ...]) -> str:
+    """The choices as a message lists them."""
     return ", ".join(map(repr, choices))
-
-
-def _check_symmetric(pattern: SparsityPattern) -> None:
-    m, n = pattern.shape
-    if m != n:
-        raise PatternError(
-            f"color(by='symmetric'): expected a square pattern, got {m}×{n}. Take by='columns' or 'rows'."
-        )
-    if not pattern.is_symmetric:
-        mirrored = pattern.T
-        rows, cols = pattern.coo
-        alone = ~np.isin(pattern._keys, mirrored._keys, assume_unique=True)
-        i, j = rows[alone][0], cols[alone][0]
-        raise PatternError(
-            f"color(by='symmetric'): expected a symmetric pattern, got an entry ({i}, {j}) and none at "
-            f"({j}, {i}). Give pattern | pattern.T, or take by='columns' or 'rows'."
-        )

@@ -2,6 +2,7 @@
 
 Every entry stands alone in some product: that is what a colouring is for. So reading the Jacobian off
 its products is a selection with indices that are fixed once; nothing is solved or searched in a call.
+Where a colouring allows several terms, a second gather brings what has to be added or subtracted.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Recovery:
         # Half the memory to read at every call, where the products are not too many.
         width = np.int32 if made < 2**31 else np.int64
         self._places = torch.from_numpy(places.astype(width)).to(device)
+        self._corrections = _corrections(coloring, order, device)
         sizes = np.bincount(block, minlength=len(outputs.counts) * len(primals.counts))
         self._sizes: list[int] = sizes.tolist()
         parts = np.split(order, np.cumsum(sizes)[:-1])
@@ -89,6 +91,9 @@ class Recovery:
         flat = sides[0] if len(sides) == 1 else torch.cat([side.to(device) for side in sides])
         # An expanded product is written out: what is handed out has an element for every entry.
         whole = flat.contiguous() if self._is_all else flat.index_select(0, self._places_for(flat))
+        if self._corrections is not None:
+            entry, place, sign = self._corrections
+            whole = whole.index_add(0, entry, flat.index_select(0, place) * sign)
         entries = whole.split(self._sizes)
         width = len(self.primals.counts)
         found = [
@@ -103,6 +108,18 @@ class Recovery:
         """Wide where a transform is around, whose rule takes no others in torch 2.4 and before."""
         wrapped = torch._C._functorch.is_functorch_wrapped_tensor(flat)
         return self._places.long() if wrapped else self._places
+
+
+def _corrections(
+    coloring: Coloring, order: np.ndarray, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What is added to which of the entries in ``order``, from where in the products; None for nothing."""
+    entry, group, position, sign = coloring.corrections
+    if not len(entry):
+        return None
+    rank = torch.from_numpy(np.argsort(order))
+    places = group * coloring.pattern.shape[0] + position
+    return rank[entry].to(device), places.to(device), sign.to(torch.int8).to(device)
 
 
 def _in_leaves(positions: np.ndarray, counts: list[int]) -> tuple[np.ndarray, np.ndarray]:

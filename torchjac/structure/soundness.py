@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import Indices
@@ -18,7 +19,7 @@ def flaw(coloring: Coloring) -> str | None:
 
     An entry is read from one place of one product. It comes back if it is the only entry of the pattern
     that is added up there, or if the other name of it is: H[i, j] is H[j, i] where the colouring relies on
-    that.
+    that. Entries of several products come back if they could be found from these at all.
 
     Example:
         >>> import torch, torchjac
@@ -36,6 +37,9 @@ def flaw(coloring: Coloring) -> str | None:
     rows, cols = coloring.pattern.coo
     from_columns, group, position = coloring.recovery
     lost = group < 0
+    if coloring.max_terms > 1:
+        # Nothing in there is believed: the way to each entry was worked out from the colours.
+        return _lost(rows, cols, lost, f"put together from {coloring.max_terms} products")
     for colors, line, across, here in (
         (sides[0], cols, rows, from_columns),
         (sides[1], rows, cols, ~from_columns),
@@ -51,10 +55,14 @@ def flaw(coloring: Coloring) -> str | None:
         if coloring.by == "symmetric":
             same |= (rows[sole] == cols[asked]) & (cols[sole] == rows[asked])
         lost[np.flatnonzero(asked)[(sole < 0) | ~same]] = True
+    return _lost(rows, cols, lost, "told from others in its product")
+
+
+def _lost(rows: Indices, cols: Indices, lost: npt.NDArray[np.bool_], how: str) -> str | None:
     if not lost.any():
         return None
     at = int(np.argmax(lost))
-    return f"entry ({rows[at]}, {cols[at]}) cannot be told from others in its product"
+    return f"entry ({rows[at]}, {cols[at]}) cannot be {how}"
 
 
 def _sole(places: Indices, wanted: Indices) -> Indices:

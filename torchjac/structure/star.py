@@ -21,7 +21,7 @@ from torchjac.structure.neutral import alone_in_group, needed, renumbered
 from torchjac.structure.orders import Lists
 from torchjac.structure.pattern import Indices, SparsityPattern
 
-__all__ = ["color_symmetric", "star_colors", "star_orders"]
+__all__ = ["adjacency", "color_symmetric", "star_colors", "star_orders"]
 
 # Entries that all orders together may look at, about a microsecond each.
 _EFFORT = 200_000
@@ -33,13 +33,10 @@ def color_symmetric(pattern: SparsityPattern) -> Indices:
 
     The best of some orders, more of them for a small pattern.
     """
-    rows, cols = pattern.coo
-    off = rows != cols
-    graph = SparsityPattern._sorted(rows[off], cols[off], pattern.shape)
-    degree, neighbours = np.diff(graph.csr[0]), Lists.of(*graph.csr)
+    degree, neighbours = adjacency(pattern)
     fewest = _fewest(pattern, degree)
     best: Indices | None = None
-    for order in star_orders(degree, _EFFORT // (graph.nnz + 1)):
+    for order in star_orders(degree, _EFFORT // (len(neighbours.indices) + 1)):
         colors = _without_needless(pattern, star_colors(neighbours, order, proper=True))
         if best is None or colors.max(initial=-1) < best.max(initial=-1):
             best = colors
@@ -47,6 +44,14 @@ def color_symmetric(pattern: SparsityPattern) -> Indices:
             break
     assert best is not None
     return best
+
+
+def adjacency(pattern: SparsityPattern) -> tuple[Indices, Lists]:
+    """The graph of a symmetric pattern: how many neighbours each column has, and which."""
+    rows, cols = pattern.coo
+    off = rows != cols
+    graph = SparsityPattern._sorted(rows[off], cols[off], pattern.shape)
+    return np.diff(graph.csr[0]), Lists.of(*graph.csr)
 
 
 def _fewest(pattern: SparsityPattern, degree: Indices) -> int:

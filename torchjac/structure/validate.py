@@ -2,7 +2,7 @@
 
 Source:
     Gebremedhin, Manne & Pothen, *What Color Is Your Jacobian?* (2005), on structurally orthogonal
-    columns and on star colouring; Coleman & Moré (1984); Montoison, Dalle & Gebremedhin (2025) on
+    columns, on star and on acyclic colouring; Coleman & Moré (1984); Montoison, Dalle & Gebremedhin (2025) on
     neutral vertices.
 """
 
@@ -51,7 +51,8 @@ def check_coloring(coloring: Coloring) -> None:
         _orthogonal([(j, i) for i, j in entries], rows, "row", "column")
     elif coloring.by == "symmetric":
         names = {vertex: f"column {vertex}" for vertex in range(len(columns or ()))}
-        _star(entries, dict(enumerate(columns or ())), names)
+        holds = _star if coloring.max_terms == 1 else _acyclic
+        holds(entries, dict(enumerate(columns or ())), names)
     else:
         _bidirectional_star(entries, columns or [], rows or [])
     _recovers(coloring, entries, columns, rows)
@@ -90,7 +91,24 @@ def _star(edges: list[tuple[int, int]], colors: dict[int, int], names: dict[int,
     and two colours differ; the neighbours of a neutral vertex all differ; and no path on four vertices
     has only two colours.
     """
-    around = defaultdict(set)
+    around = _proper(edges, colors, names)
+    for v, neighbours in around.items():
+        if colors[v] < 0:
+            for w, x in combinations(sorted(neighbours), 2):
+                if colors[w] == colors[x]:
+                    raise _wrong(
+                        f"{names[w]} and {names[x]} have colour {colors[w]} and meet at {names[v]}, "
+                        f"which has none"
+                    )
+    for v, w in edges:
+        _no_path_of_two_colors(v, w, around, colors, names)
+
+
+def _proper(
+    edges: list[tuple[int, int]], colors: dict[int, int], names: dict[int, str]
+) -> dict[int, set[int]]:
+    """The neighbours of each vertex, which have another colour; one with a loop has some colour."""
+    around: dict[int, set[int]] = defaultdict(set)
     for v, w in edges:
         if v == w and colors[v] < 0:
             raise _wrong(f"{names[v]} has a diagonal entry and no colour")
@@ -101,15 +119,33 @@ def _star(edges: list[tuple[int, int]], colors: dict[int, int], names: dict[int,
             if colors[v] == colors[w]:
                 has = "no colour" if colors[v] < 0 else f"colour {colors[v]}"
                 raise _wrong(f"{names[v]} and {names[w]} have {has} and an entry in common")
+    return around
+
+
+def _acyclic(edges: list[tuple[int, int]], colors: dict[int, int], names: dict[int, str]) -> None:
+    """An acyclic colouring: all vertices have colours, neighbours differ, no cycle has two colours only."""
+    around = _proper(edges, colors, names)
+    for v in around:
         if colors[v] < 0:
-            for w, x in combinations(sorted(neighbours), 2):
-                if colors[w] == colors[x]:
-                    raise _wrong(
-                        f"{names[w]} and {names[x]} have colour {colors[w]} and meet at {names[v]}, "
-                        f"which has none"
-                    )
-    for v, w in edges:
-        _no_path_of_two_colors(v, w, around, colors, names)
+            raise _wrong(f"{names[v]} has an entry and no colour")
+    reached: dict[tuple[int, int], int] = {}
+    for start, its in ((v, colors[v]) for v in around):
+        for other in {colors[w] for w in around[start]}:
+            # Walk over the tree of these two colours; whoever is met twice lies on a cycle.
+            if (start, other) in reached:
+                continue
+            reached[start, other] = start
+            walk = [(start, start)]
+            while walk:
+                v, before = walk.pop()
+                opposite = other if colors[v] == its else its
+                for w in around[v]:
+                    if w == before or colors[w] != opposite:
+                        continue
+                    if (w, colors[v]) in reached:
+                        raise _wrong(f"{names[w]} is on a cycle of two colours, {its} and {other}")
+                    reached[w, colors[v]] = v
+                    walk.append((w, v))
 
 
 def _bidirectional_star(
@@ -164,6 +200,16 @@ def _recovers(
         coloring.position.tolist(),
         strict=True,
     )
-    for (i, j), (from_columns, group, position) in zip(entries, places, strict=True):
-        if (by_columns if from_columns else by_rows)[group, position] != values[i, j]:
+    added: dict[int, list[int]] = defaultdict(list)
+    for entry, group, position, sign in zip(
+        *(part.tolist() for part in coloring.corrections), strict=True
+    ):
+        added[entry].append(sign * by_columns[group, position])
+    for k, ((i, j), (from_columns, group, position)) in enumerate(
+        zip(entries, places, strict=True)
+    ):
+        read = (by_columns if from_columns else by_rows)[group, position]
+        if read + sum(added[k]) != values[i, j]:
             raise _wrong(f"entry ({i}, {j}) does not come back")
+        if 1 + len(added[k]) > coloring.max_terms:
+            raise _wrong(f"entry ({i}, {j}) takes more than {coloring.max_terms} products")

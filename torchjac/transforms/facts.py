@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchjac.foundations.digests import digest
 from torchjac.foundations.pytree import flatten
+from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
 from torchjac.transforms.call import Call
 
@@ -46,6 +47,8 @@ def parameter_facts(call: Call) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Coloring):
+        return f"{value!r} of {_shown(value.pattern)}"
     if isinstance(value, SparsityPattern):
         return f"a pattern {tuple(value.shape)} of {value.nnz} entries"
     return repr(value)

@@ -45,7 +45,8 @@ def hessian(
             PyTorch's second derivatives are least trustworthy there.
         chunk_size: seeds of the outer derivative per vmapped pass; as for `torchjac.jac`.
         sparsity: as for `torchjac.jac`; a pattern is ``(n, n)`` and symmetric, and is coloured so that the
-            entries can be read from either side of the diagonal.
+            entries can be read from either side of the diagonal. ``color(pattern, by="symmetric",
+            max_terms=4)`` gives fewer colours, for entries that are sums of several products.
         layout: as for `torchjac.jac`.
         check: as for `torchjac.jac`; the Hessian is also compared with a difference of gradients.
         out: as for `torchjac.jac`.

@@ -53,7 +53,8 @@ def jac(
             the random state of the first.
         sparsity: where the nonzeros are, so that columns (or rows) without a common row (column) share
             a pass: ``"detect"`` to find out when a signature is first seen, a `torchjac.SparsityPattern`
-            or a boolean matrix ``(m, n)``, or None. A wrong pattern is refused, never believed.
+            or a boolean matrix ``(m, n)``, a `torchjac.Coloring` whose colours are then the seeds, or None. A
+            wrong pattern is refused, never believed.
         layout: of the leaves: ``torch.strided``, or with ``sparsity`` also ``torch.sparse_coo`` and
             ``torch.sparse_csr``. Their entries are those of the pattern, zeros among them.
         check: ``"first"`` compares the result with one plain backward pass the first time a signature

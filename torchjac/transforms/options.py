@@ -12,6 +12,7 @@ from torchjac.errors import OptionError, OptionTypeError
 from torchjac.evaluation.surroundings import without_transforms
 from torchjac.planning.modes import HESSIAN_MODES, MODES
 from torchjac.structure.blocks import LAYOUTS
+from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
 
 __all__ = ["PARAMS", "Argnums", "Check", "ChunkSize", "HessianMode", "Mode", "Options", "Sparsity"]
@@ -26,7 +27,7 @@ HessianMode: TypeAlias = Literal[
 ]
 Check: TypeAlias = Literal["first", "always", "never"]
 ChunkSize: TypeAlias = "int | Literal['auto'] | None"
-Sparsity: TypeAlias = "SparsityPattern | Tensor | Literal['detect'] | Any | None"
+Sparsity: TypeAlias = "SparsityPattern | Coloring | Tensor | Literal['detect'] | Any | None"
 Argnums: TypeAlias = "int | tuple[int, ...] | Literal['params']"
 
 PARAMS = "params"
@@ -68,6 +69,8 @@ class Options(NamedTuple):
         check_choice(name, "check", check, _CHECKS)
         pattern = None if sparsity is None else as_sparsity(name, sparsity)
         check_layout(name, layout, pattern)
+        if isinstance(pattern, Coloring):
+            mode = _mode_of(name, mode, pattern)
         return Options(
             name, argnums, has_aux, return_value, mode, chunk_size, check, pattern, layout
         )
@@ -97,11 +100,11 @@ def check_chunk_size(name: str, chunk_size: object) -> None:
         raise OptionError(f"{name}(chunk_size={chunk_size!r}): {meaning}.")
 
 
-def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Literal["detect"]:
+def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Literal["detect"]:
     """Take what may be given for a pattern, and refuse what is none."""
-    if isinstance(sparsity, SparsityPattern):
+    if isinstance(sparsity, (SparsityPattern, Coloring)):
         return sparsity
-    meaning = "expected None, 'detect', a SparsityPattern or a boolean matrix"
+    meaning = "expected None, 'detect', a SparsityPattern, a Coloring or a boolean matrix"
     if isinstance(sparsity, str):
         if sparsity != "detect":
             raise OptionError(f"{name}(sparsity={sparsity!r}): {meaning}.")
@@ -125,6 +128,30 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Literal["detect"]
         f"{name}(sparsity=...): {meaning}, got {got}. "
         f"SparsityPattern.from_dense and from_scipy take the nonzeros of other matrices."
     )
+
+
+def _mode_of(name: str, mode: str, coloring: Coloring) -> str:
+    """The mode that products with the given colours are made in; refuse colours that do not belong here."""
+    if name == "hessian":
+        if coloring.by != "symmetric":
+            raise OptionError(
+                f"{name}(sparsity={coloring!r}): the colours of a Hessian are by='symmetric'. Give those, or "
+                f"the pattern."
+            )
+        return mode
+    modes = {"columns": "forward", "rows": "reverse", "bidirectional": "auto"}
+    if coloring.by not in modes:
+        raise OptionError(
+            f"{name}(sparsity={coloring!r}): colours by='symmetric' are those of a Hessian. Give colours by "
+            f"columns, rows or both, or the pattern."
+        )
+    needed = modes[coloring.by]
+    if mode not in ("auto", needed):
+        raise OptionError(
+            f"{name}(mode={mode!r}, sparsity={coloring!r}): the colours are seeds of mode={needed!r}. Leave "
+            f"mode away, or give the pattern."
+        )
+    return needed
 
 
 def check_layout(name: str, layout: object, sparsity: object) -> None:

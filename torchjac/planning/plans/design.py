@@ -128,9 +128,9 @@ def _words(way: Way) -> str:
 def _color_words(compression: Compression | None, way: Way) -> str:
     assert compression is not None
     coloring = compression.coloring(way)
-    kind = {"symmetric": "star", "bidirectional": "row and column"}.get(
-        coloring.by, coloring.by[:-1]
-    )
+    symmetric = "star" if coloring.max_terms == 1 else "acyclic"
+    kinds = {"symmetric": symmetric, "bidirectional": "row and column"}
+    kind = kinds.get(coloring.by, coloring.by[:-1])
     many = "colours" if coloring.num_colors != 1 else "colour"
     return f"{way.mode} mode, {coloring.num_colors} {kind} {many}"
 
@@ -188,8 +188,8 @@ def _color_ways(problem: Problem) -> list[Way]:
     if problem.order == 2:
         ways = [way for way in problem.ways(1) if way.vectorised == vectorised][:1]
     else:
-        ways = list(compressed_ways(problem.mode, compression.chosen, vectorise=vectorised))
-        ways = [way for way in ways if way.vectorised == vectorised]
+        ladder = compressed_ways(problem.mode, compression.chosen, vectorise=vectorised)
+        ways = [w for w in ladder if w.vectorised == vectorised and compression.is_wanted(w)]
     if problem.sparsity is not None:
         return ways
     return [way for way in ways if 2 * compression.coloring(way).num_colors <= most]

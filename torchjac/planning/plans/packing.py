@@ -79,7 +79,9 @@ class Packer:
                 self._known[value] = {"pattern": [*arrays, list(value.shape)]}
             else:
                 colors = [self._array(c) for c in (value.column_colors, value.row_colors)]
-                self._known[value] = {"coloring": [self.pack(value.pattern), value.by, *colors]}
+                self._known[value] = {
+                    "coloring": [self.pack(value.pattern), value.by, *colors, value.max_terms]
+                }
         return self._known[value]
 
     def _array(self, array: Tensor | None) -> int | None:
@@ -125,9 +127,9 @@ class Unpacker:
         return self._patterns[rows]
 
     def _coloring(self, content: list[Json]) -> Coloring:
-        pattern, by, columns, rows = content
+        pattern, by, columns, rows, max_terms = content
         colors = [None if number is None else self._array(number) for number in (columns, rows)]
-        return Coloring(self.unpack(pattern), by, *colors)
+        return Coloring(self.unpack(pattern), by, *colors, max_terms=max_terms)
 
     def _array(self, number: int) -> Tensor:
         held = self._arrays[f"arrays/{number}"]

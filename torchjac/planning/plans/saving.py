@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMAT", "kinds", "save", "versions"]
 
-FORMAT = 1
+FORMAT = 2
 """Goes up whenever older versions could not read what is written, or read it wrongly."""
 
 
