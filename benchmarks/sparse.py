@@ -177,7 +177,7 @@ by themselves."""
 
 COLOURS = """\
 How many colours each finds on the same patterns, fewer being fewer passes. *auto* may mix columns and
-rows."""
+rows; with *4 terms* an entry of a symmetric matrix may be put together from four products."""
 
 HEAD = [
     "workload",
