@@ -45,7 +45,8 @@ def color_columns(pattern: SparsityPattern) -> Indices:
     if bound == np.count_nonzero(occupied):
         # A row with an entry in every column: nothing can share.
         return np.where(occupied, np.cumsum(occupied) - 1, -1)
-    columns, rows = (Lists.of(*pattern.csc[:2]), Lists.of(*pattern.csr))
+    columns = Lists.of(*pattern.csc[:2])
+    rows = columns if pattern.is_symmetric else Lists.of(*pattern.csr)
     best = np.array(first_fit(columns, m, range(n)), dtype=np.int64)
     work = int(np.square(np.diff(pattern.csr[0])).sum())
     if best.max() >= bound:

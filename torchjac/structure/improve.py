@@ -9,6 +9,7 @@ Source:
 from __future__ import annotations
 
 import random
+from array import array
 
 import numpy as np
 
@@ -34,7 +35,8 @@ class Classes:
 
     def __init__(self, columns: Lists, rows: Lists, colors: Indices) -> None:
         self._columns, self._rows = columns, rows
-        self._colors: list[int] = colors.tolist()
+        # As quick as a list where it is read one by one, and an array where it is searched.
+        self._colors = array("q", colors.tolist())
         self._sizes: list[int] = np.bincount(colors[colors >= 0]).tolist()
         self._kept = set(range(len(self._sizes)))
         self._random = random.Random(0)  # our own: the same pattern is coloured the same every time
@@ -42,9 +44,9 @@ class Classes:
 
     def dropped_to(self, fewest: int) -> Indices:
         """The colouring after as many drops as succeed, but not below ``fewest`` colours."""
-        best = list(self._colors)
+        best = self._colors[:]
         while len(self._kept) > fewest and self._drop_smallest():
-            best = list(self._colors)
+            best = self._colors[:]
         colors = np.array(best, dtype=np.int64)
         placed = colors >= 0
         # The classes that are left, numbered again from 0.
@@ -55,7 +57,9 @@ class Classes:
         """Place every column of the smallest class elsewhere; False where that is given up."""
         dropped = min(self._kept, key=self._sizes.__getitem__)
         self._kept.remove(dropped)
-        waiting = [column for column, color in enumerate(self._colors) if color == dropped]
+        waiting: list[int] = np.flatnonzero(
+            np.frombuffer(self._colors, np.int64) == dropped
+        ).tolist()
         for column in waiting:
             self._take_out(column)
         fewest, patience = len(waiting), _PATIENCE
