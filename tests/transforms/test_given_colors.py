@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import torchjac
-from tests.sparse import band, point, tridiagonal
+from tests.sparse import DETECTS, band, point, tridiagonal
 from torchjac import Coloring, SparsityPattern, color
 from torchjac.errors import OptionError, PatternError, SparsityMismatchError
 
@@ -54,9 +54,9 @@ def test_it_takes_a_pass_for_each_colour() -> None:
         assert plan.passes == coloring.num_colors
         assert plan.coloring == coloring
         torch.testing.assert_close(plan(x), torch.func.hessian(coupled)(x), **CLOSE)
-    assert f"{FEW.num_colors} acyclic colours" in str(
-        torchjac.hessian(coupled, sparsity=FEW).plan(x)
-    )
+    if DETECTS:  # a plan that is not traced has no colours to speak of
+        printed = str(torchjac.hessian(coupled, sparsity=FEW).plan(x))
+        assert f"{FEW.num_colors} acyclic colours" in printed
 
 
 def test_under_vmap_and_grad() -> None:
