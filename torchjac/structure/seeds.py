@@ -45,7 +45,9 @@ class ColorSeeds(Seeds):
         for leaf, (places, bounds) in enumerate(self._ones):
             (_, dtype, device), count = self.layout.kinds[leaf], self.layout.counts[leaf]
             ones = places[bounds[start] : bounds[stop]]
-            if len(ones) == (stop - start) * count:  # one colour that all have, and no memory for it
+            if (
+                len(ones) == (stop - start) * count
+            ):  # one colour that all have, and no memory for it
                 units[leaf] = torch.ones((), dtype=dtype, device=device).expand(stop - start, count)
                 continue
             unit = torch.zeros((stop - start) * count, dtype=dtype, device=device)

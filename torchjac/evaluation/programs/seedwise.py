@@ -19,7 +19,9 @@ __all__ = ["is_linear"]
 _SUMS = {"neg", "_to_copy", "clone", "alias", "positive", "detach", "conj", "real"}
 # ... in one of two factors, or in the first argument alone.
 _PRODUCTS = {"mul", "mm", "bmm", "mv", "dot", "matmul", "addmm", "baddbmm", "convolution"}
-_FIRST = {"div", "masked_fill", "true_divide", "convert_element_type", "fill", "zeros_like"}
+_FIRST = {"div", "zeros_like"}
+# What is put in where the seed was has to be nothing; by the position of the value.
+_FILLS = {"fill": 1, "masked_fill": 2}
 # Not elementwise, and not linear.
 _OTHERS = {
     *("amax", "amin", "max", "min", "aminmax", "prod", "norm", "linalg_vector_norm", "logsumexp"),
@@ -36,7 +38,8 @@ _OTHERS = {
         "median",
         "nanmedian",
     ),
-    *("sort", "topk", "kthvalue", "mode", "nonzero", "histc", "bincount", "unique"),
+    *("sort", "topk", "kthvalue", "mode", "nonzero", "histc", "bincount"),
+    *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
 }
 
 
@@ -53,6 +56,8 @@ def is_linear(node: Node, seeded: Collection[Node]) -> bool:
         return 0 not in touched
     if name in _FIRST:
         return touched == [0]
+    if name in _FILLS:
+        return touched == [0] and _adds_nothing(node.args[_FILLS[name]])
     if name in ("add", "sub", "rsub"):
         return all(_adds_nothing(a) or (isinstance(a, Node) and a in seeded) for a in node.args[:2])
     if name in _SUMS or name.endswith("_backward"):
