@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import torchjac
 from tests.sparse import DETECTS
-from torchjac.errors import DerivativeMismatchWarning, PlanError
+from tests.transforms.planned import X
+from torchjac.errors import DerivativeMismatchWarning, PlanError, TorchjacError
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
 
@@ -148,3 +149,27 @@ def test_where_every_result_is_compared_a_wrong_one_is_made_again() -> None:
     with pytest.warns(DerivativeMismatchWarning, match="made again without the plan"):
         got = spoiled(plan, scaled(1.001))(x)
     torch.testing.assert_close(got, torch.diag(x.cos()))
+
+
+def test_verifying_in_inference_mode_and_not_in_a_transform() -> None:
+    plan = torchjac.jac(torch.sin).plan(X)
+    with torch.inference_mode():
+        assert plan.verify(X)
+    with pytest.raises(TorchjacError):
+        torch.func.vmap(lambda x: x * plan.verify(x))(X[None])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        torchjac.jac(lambda x: x.softmax(0).sum()),
+        torchjac.jac(torch.abs),
+        torchjac.jac(torch.sqrt),
+        torchjac.jac(lambda x: (1e6 * x) ** 3),
+        torchjac.jac(lambda x: (1e-9 * x) ** 3),
+    ],
+    ids=["zero", "kink", "infinite", "large", "tiny"],
+)
+def test_verifying_raises_no_false_alarm(transform: Any) -> None:
+    for x in (X.abs(), torch.zeros(4).double()):
+        assert transform.plan(x).verify(x)
