@@ -1,4 +1,4 @@
-"""What a function captures by name: variables, globals, modules, classes, also those that it changes itself."""
+"""What a function reaches by name, and may change itself: variables, globals, modules, classes."""
 
 import functools
 import types
@@ -33,6 +33,21 @@ def test_variables_of_closures():
     captures = Captures.of(func)
     weight = torch.ones(2)
     assert captures.changed() == "the closure variable 'weight' of func is another tensor now"
+
+
+def test_variables_that_are_not_assigned():
+    def func(x):
+        return later
+
+    captures = Captures.of(func)
+    assert captures.changed() is None
+    later = 1
+    assert captures.changed() == "the closure variable 'later' of func is new"
+    cell = types.CellType(1)
+    func = types.FunctionType(func.__code__, globals(), closure=(cell,))
+    captures = Captures.of(func)
+    del cell.cell_contents
+    assert captures.changed() == "the closure variable 'later' of func is gone"
 
 
 @pytest.mark.parametrize(
@@ -168,18 +183,3 @@ def test_attributes_made_at_first_use_are_expected_when_looked_at_again():
     func(torch.ones(2))
     assert captures.changed() is None
     assert captures.tensors == (lazy.table,)
-
-
-def test_variables_that_are_not_assigned():
-    def func(x):
-        return later
-
-    captures = Captures.of(func)
-    assert captures.changed() is None
-    later = 1
-    assert captures.changed() == "the closure variable 'later' of func is new"
-    cell = types.CellType(1)
-    func = types.FunctionType(func.__code__, globals(), closure=(cell,))
-    captures = Captures.of(func)
-    del cell.cell_contents
-    assert captures.changed() == "the closure variable 'later' of func is gone"

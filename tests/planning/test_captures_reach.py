@@ -1,4 +1,4 @@
-"""How far captures are followed, what cannot be, and how few bindings that are compared."""
+"""How far captures are followed, what cannot be followed, and how few bindings are compared."""
 
 import functools
 import logging

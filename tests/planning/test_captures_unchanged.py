@@ -1,4 +1,4 @@
-"""What a function captures does not change by itself, by being run, by a write into a tensor, or to an equal."""
+"""What is no change of what a function captures: a run, a write into a tensor, an equal number."""
 
 import collections
 import enum
