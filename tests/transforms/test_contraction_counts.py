@@ -1,0 +1,142 @@
+"""What diagonals and traces cost: passes, evaluations, traces, and what is remembered of them."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import torchjac
+from tests.sparse import rosenbrock, tridiagonal
+from tests.transforms.contracted import NEW, close, model, point, trace_of_hessian
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
+
+class Counted:
+    """Counts evaluations, and the directions that are pushed or pulled through an identity in front."""
+
+    def __init__(self, func: Any) -> None:
+        self.func, self.evaluations = func, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.evaluations += 1
+        return self.func(x)
+
+
+@NEW
+@pytest.mark.parametrize(
+    ("name", "func", "passes"),
+    [
+        ("jac_diag", torch.sin, 1),
+        ("jac_diag", tridiagonal, 2),
+        ("divergence", tridiagonal, 2),
+        ("divergence", lambda x: x.roll(1), 1),
+        ("hessian_diag", lambda x: x.sin().sum(), 1),
+        ("hessian_diag", rosenbrock, 2),
+        ("laplacian", rosenbrock, 2),
+        ("laplacian", torch.sin, 1),
+        ("jac_diag", lambda x: x * x.sum(), 30),
+    ],
+)
+def test_as_many_passes_as_the_diagonal_needs(
+    name: str, func: Any, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = point(30)
+    found = getattr(torchjac, name)(func)(x)
+    chunks: list[int] = []
+    from torchjac.planning.contractions import contract
+
+    plain = contract.contracted
+    monkeypatch.setattr(
+        contract,
+        "contracted",
+        lambda form, seeds, *rest, **how: (
+            chunks.append(seeds.total) or plain(form, seeds, *rest, **how)
+        ),
+    )
+    again = getattr(torchjac, name)(func)(x)
+    assert chunks == [passes]
+    torch.testing.assert_close(again, found)
+    if name in ("jac_diag", "divergence"):
+        diagonal = torch.func.jacrev(func)(x).diagonal()
+        torch.testing.assert_close(found, diagonal if name == "jac_diag" else diagonal.sum())
+
+
+@NEW
+def test_a_function_of_the_whole_batch_takes_the_directions_of_one_sample() -> None:
+    net, xs = model(3, 2), point(8, 3)
+    found = torchjac.laplacian(net)(xs)
+    torch.testing.assert_close(found, vmap(trace_of_hessian(net))(xs))
+
+
+def test_a_later_call_evaluates_once_or_not_at_all() -> None:
+    x = point(5)
+    counted = Counted(lambda x: x * x.sum())
+    diagonal = torchjac.jac_diag(counted)
+    diagonal(x)
+    counted.evaluations = 0
+    diagonal(x)
+    assert counted.evaluations == 1
+    counted = Counted(lambda x: (x * x.sum()).sum())
+    laplacian = torchjac.laplacian(counted)
+    counted.evaluations = 0
+    diagonal = torchjac.hessian_diag(counted)
+    diagonal(x)
+    counted.evaluations = 0
+    diagonal(x)
+    assert counted.evaluations == 1
+    laplacian(x)
+
+
+@NEW
+def test_a_function_written_anew_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjac.evaluation.programs import laplacian_trace
+
+    traces: list[int] = []
+    plain = laplacian_trace.trace
+    monkeypatch.setattr(laplacian_trace, "trace", lambda *a: traces.append(1) or plain(*a))
+    net, x = model(), point(5)
+
+    def compare() -> None:
+        func = lambda x: net(x).sin()  # noqa: E731
+        torch.testing.assert_close(torchjac.laplacian(func)(x), trace_of_hessian(func)(x))
+
+    for _ in range(3):
+        compare()
+    assert len(traces) == 1
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    compare()  # seen, for the trace is run on the parameters themselves
+    assert len(traces) == 1
+    net[0].weight = torch.nn.Parameter(net[0].weight * 2)
+    compare()
+    assert len(traces) == 2, "another parameter, another trace"
+
+
+@NEW
+def test_what_is_remembered_keeps_nothing_alive() -> None:
+    def first_call() -> list[Any]:
+        net = model()
+        func = lambda x: net(x).sin()  # noqa: E731
+        torchjac.laplacian(func)(point(5))
+        return [weakref.ref(net[0].weight), weakref.ref(net), weakref.ref(func)]
+
+    refs = first_call()
+    gc.collect()
+    assert [ref() for ref in refs] == [None] * 3
+
+
+def test_a_number_that_changes_is_seen() -> None:
+    x = point(12)
+    for shift in (1, 2, 3):
+        func = lambda x, k=shift: (x * x.roll(k)).sum() + k * x.square().sum()  # noqa: E731
+        torch.testing.assert_close(torchjac.laplacian(func)(x), torch.tensor(24.0 * shift).double())
+        func = lambda x: x * x.roll(shift) + shift * x  # noqa: E731, B023
+        close(torchjac.jac_diag(func)(x), x.roll(shift) + shift)

@@ -1,0 +1,147 @@
+"""Diagonals and traces are never silently wrong: what cannot be found out is said or refused."""
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import torchjac
+from tests.transforms.contracted import NEW, point
+from torchjac.errors import (
+    DerivativeMismatchWarning,
+    OptionError,
+    OptionTypeError,
+    OutputTypeError,
+    TorchjacFallbackWarning,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
+
+# --- never silently wrong ----------------------------------------------------------------------------
+
+
+class StraightThrough(torch.autograd.Function):
+    """Says that it is a cube, and is a square."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * cotangent * x**2
+
+
+def detaching(x: Tensor) -> Tensor:
+    return (x.detach() * x**2).sum()
+
+
+def without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        factor = x.sin()
+    return (factor * x**2).sum()
+
+
+HOLDING = [
+    (lambda x: StraightThrough.apply(x).sum(), lambda x: 6 * x.sum(-1)),
+    (detaching, lambda x: 2 * x.sum(-1)),
+    (without_grad, lambda x: 2 * x.sin().sum(-1)),
+]
+
+
+@NEW
+@pytest.mark.parametrize(("func", "expected"), HOLDING)
+def test_a_derivative_that_is_held_back_stays_so(func: Any, expected: Any) -> None:
+    x, xs = point(4), point(3, 4)
+    with pytest.warns(DerivativeMismatchWarning, match="the forward Laplacian disagrees"):
+        torch.testing.assert_close(torchjac.laplacian(func)(x), expected(x))
+    torch.testing.assert_close(torchjac.laplacian(func)(x), expected(x))  # and says so once
+    torchjac.planning.memory.forget_everything()
+    # Inside a transform there is nothing to compare with, so it is not even tried.
+    torch.testing.assert_close(vmap(torchjac.laplacian(func))(xs), expected(xs))
+
+
+@NEW
+@pytest.mark.parametrize(
+    ("func", "says"),
+    [
+        (lambda x: x.square().sum() if x[0] > 9 else (x**3).sum(), "it looks at values"),
+        (lambda x: torch.dropout(x**3, 0.0, True).sum() + 0 * torch.rand(()), "random numbers"),
+    ],
+)
+@pytest.mark.filterwarnings("always::torchjac.errors.TorchjacFallbackWarning")
+def test_where_nothing_can_be_traced_products_are_taken(func: Any, says: str) -> None:
+    x = point(4)
+    laplacian = torchjac.laplacian(func)
+    with pytest.warns(TorchjacFallbackWarning, match=says):
+        torch.testing.assert_close(laplacian(x), 6 * x.sum())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(laplacian(x), 6 * x.sum())
+
+
+def test_the_functions_own_error_comes_out() -> None:
+    def func(x: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    for transform in (torchjac.laplacian, torchjac.divergence):
+        with pytest.raises(KeyError, match="mine"):
+            transform(func)(point(3))
+
+
+# --- errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("transform", "options", "error", "says"),
+    [
+        (
+            torchjac.jac_diag,
+            {"method": "hutch++"},
+            OptionError,
+            "expected one of 'exact', 'hutchinson'",
+        ),
+        (torchjac.laplacian, {"method": "taylor"}, OptionError, "expected one of 'exact', 'hutch"),
+        (torchjac.divergence, {"num_samples": 0}, OptionError, "expected at least 1"),
+        (torchjac.divergence, {"num_samples": 2.5}, OptionTypeError, "expected an int"),
+        (
+            torchjac.divergence,
+            {"num_samples": 1, "method": "hutchinson", "return_error": True},
+            OptionError,
+            "expected at least 2 for a standard error",
+        ),
+        (torchjac.divergence, {"generator": 3}, OptionTypeError, "expected a torch.Generator"),
+        (torchjac.divergence, {"chunk_size": 0}, OptionError, "chunk_size"),
+    ],
+)
+def test_bad_options_are_refused_at_once(
+    transform: Any, options: Any, error: Any, says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        transform(torch.sin, **options)
+
+
+def test_only_a_square_jacobian_has_a_diagonal() -> None:
+    for transform in (torchjac.jac_diag, torchjac.divergence):
+        with pytest.raises(OutputTypeError, match="func must return what is like its input"):
+            transform(lambda x: x[:2])(point(3))
+        with pytest.raises(OutputTypeError, match="func must return what is like its input"):
+            transform(lambda x: (x,))(point(3))
+    with pytest.raises(OutputTypeError, match="must return a single number"):
+        torchjac.hessian_diag(torch.sin)(point(3))
+    with pytest.raises(OutputTypeError, match="must return a single number"):
+        torchjac.laplacian(torch.sin, method="hutch++")(point(3))
