@@ -188,10 +188,11 @@ class Call:
 
     def _apply(self, leaves: Sequence[Tensor], args: Sequence[Any]) -> Any:
         """Call the user's function with ``args``, the differentiated leaves among them replaced."""
-        full, source = list(args), iter(leaves)
+        full, first = list(args), 0
         # Parameters have no position among the arguments.
         for position, spec in zip(self._positions, self._specs, strict=False):
-            full[position] = unflatten([next(source) for _ in range(spec.num_leaves)], spec)
+            full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
+            first += spec.num_leaves
         args, kwargs = _copied(full), _copied(self._kwargs) if self._kwargs else {}
         with exclusively(self._runs_module):
             if self.options.argnums != PARAMS or self._are_parameters(leaves):

@@ -304,11 +304,12 @@ def _contraction(
     @like_func(func)
     def contracted(*args: Any, **kwargs: Any) -> Any:
         call, problem = ask(args, kwargs)
-        problem.shown = how.name if how.progress else None
+        if how.progress:
+            problem.shown = how.name
         asked = Contraction(
             problem,
             kind,
-            validate=lambda values: _validate(how, call, values, order, kind),
+            validate=functools.partial(_validate, how, call, order, kind),
             reached=reached,
             method=how.method,
             num_samples=how.num_samples,
@@ -317,11 +318,11 @@ def _contraction(
             portable=all(isinstance(x, (Tensor, *CONSTANTS)) for x in flatten((args, kwargs))[0]),
         )
         estimate, outcome = contract(asked)
-        give = functools.partial(_given, call, outcome, order, kind)
+        found = _given(call, outcome, order, kind, estimate.leaves)
         if not how.return_error:
-            return give(estimate.leaves)
+            return found
         errors = estimate.errors or [torch.zeros_like(leaf) for leaf in estimate.leaves]
-        return give(estimate.leaves), give(errors)
+        return found, _given(call, outcome, order, kind, errors)
 
     return contracted
 
@@ -333,7 +334,7 @@ def _given(call: Call, outcome: Outcome, order: int, kind: Kind, leaves: Sequenc
     return leaves[0] if order == 1 else outcome.jacobian(leaves)
 
 
-def _validate(how: _How, call: Call, values: Sequence[Tensor], order: int, kind: Kind) -> None:
+def _validate(how: _How, call: Call, order: int, kind: Kind, values: Sequence[Tensor]) -> None:
     """Refuse outputs that have no such contraction."""
     shapes = [tuple(value.shape) for value in values]
     if order == 1:

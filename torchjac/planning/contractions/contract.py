@@ -37,7 +37,12 @@ from torchjac.foundations.seeds import IdentitySeeds, Seeds
 from torchjac.planning.captured.traces import KeptTrace, can_trace, keep_trace
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
 from torchjac.planning.contractions.colors import find_colors
-from torchjac.planning.contractions.contraction import FORWARD_LAPLACIAN, Contraction, Remembered
+from torchjac.planning.contractions.contraction import (
+    FORWARD_LAPLACIAN,
+    Contraction,
+    ForwardLaplacian,
+    Remembered,
+)
 from torchjac.planning.contractions.estimates import (
     Estimate,
     hutch_plus_plus,
@@ -159,7 +164,7 @@ def _blame(asked: Contraction, draw: Draw) -> None:
 def _may_take(asked: Contraction, way: Way, record: Remembered, layout: Layout, draw: Draw) -> bool:
     """Whether a way can be taken here, and is right as far as a random probe can tell."""
     known, real = way in record.checked, has_values(asked.primals)
-    if way == FORWARD_LAPLACIAN:
+    if isinstance(way, ForwardLaplacian):
         if torch._C._is_any_autocast_enabled():
             return False  # it was not traced so
         # Where something holds derivatives back, what the trace gives can be right for values that have
@@ -199,7 +204,7 @@ def _is_final(asked: Contraction, record: Remembered) -> bool:
 def _form(asked: Contraction, way: Way, record: Remembered) -> Form:
     """The function, ready for seeds."""
     problem = asked.problem
-    if way == FORWARD_LAPLACIAN:
+    if isinstance(way, ForwardLaplacian):
         trace = _trace(asked, record)
         captured = trace.captured()
         assert captured is not None
@@ -285,7 +290,7 @@ def _chunk_size(asked: Contraction, way: Way, record: Remembered, total: int) ->
     largest = record.largest * samples // record.samples
     n, m = n * samples, m * samples
     held = bytes_per_pass(largest, n + m, itemsize)
-    if way == FORWARD_LAPLACIAN:
+    if isinstance(way, ForwardLaplacian):
         # No graph is kept: the derivatives of an operation and of the one after it, of one direction.
         held = bytes_per_pass(largest // 2, n, itemsize)
     elif problem.order == 2:

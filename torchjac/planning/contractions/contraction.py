@@ -17,12 +17,12 @@ from torchjac.planning.memory import Record
 from torchjac.planning.problem import Problem
 from torchjac.planning.ways import Way
 
-__all__ = ["FORWARD_LAPLACIAN", "Contraction", "Method", "Remembered"]
+__all__ = ["FORWARD_LAPLACIAN", "Contraction", "ForwardLaplacian", "Method", "Remembered"]
 
 Method = Literal["exact", "hutchinson", "hutch++"]
 
 
-class _Pushed(Way):
+class ForwardLaplacian(Way):
     """The way that takes no product with a Hessian."""
 
     __slots__ = ()
@@ -31,7 +31,7 @@ class _Pushed(Way):
         return "the forward Laplacian"
 
 
-FORWARD_LAPLACIAN = _Pushed("forward", True, "forward")
+FORWARD_LAPLACIAN = ForwardLaplacian("forward", True, "forward")
 """All second derivatives summed on the way: no Hessian, and no product with one."""
 
 
