@@ -30,6 +30,7 @@ from torchjac.evaluation.surroundings import (
     inside_transform,
     is_out_of_memory,
 )
+from torchjac.foundations.overlap import shares_elements
 from torchjac.foundations.seeds import Chunk
 
 __all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "linearize"]
@@ -179,8 +180,7 @@ class Push(Engine):
         if not compiling():
             load_forward_rules()
         self._function = function
-        # A dual number cannot be made of a tensor whose elements share memory.
-        self.primals = [p.contiguous() if 0 in p.stride() else p for p in primals]
+        self.primals = [_with_memory_of_its_own(primal) for primal in primals]
         self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
@@ -214,6 +214,13 @@ class Push(Engine):
         self.values = primal_side[:count]
         self.carried = primal_side[count : count + carried]
         return stacks[:count]
+
+
+def _with_memory_of_its_own(primal: Tensor) -> Tensor:
+    """A primal whose elements are apart: of a dual number that they share PyTorch gets tangents wrong."""
+    if primal.is_contiguous() or not (compiling() or shares_elements(primal)):
+        return primal
+    return primal.contiguous()
 
 
 def linearize(function: FlatFunction, primals: Sequence[Tensor], direction: Direction) -> Engine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -82,15 +83,21 @@ def borders(
 
 
 def describe(values: Sequence[Tensor]) -> tuple[Hashable, int]:
-    """The ops of a graph, as a signature, and the bytes of its largest intermediate result."""
+    """The ops of a graph, as a signature, and the bytes of its largest intermediate result.
+
+    Ops of PyTorch are known by name. An autograd.Function of a user's is known by its class, held weakly:
+    those of two closures have the same name.
+    """
     largest = max((value.numel() * value.element_size() for value in values), default=0)
-    names = []
+    names, written = [], []
     for node in _nodes(values):
         names.append(type(node).__name__)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            written.append(weakref.ref(type(node)))
         # Private, and absent before torch 2.1: the estimate is then only that of the outputs.
         for metadata in getattr(node, "_input_metadata", ()):
             largest = max(largest, math.prod(metadata.shape) * metadata.dtype.itemsize)
-    return hash(tuple(names)), largest
+    return (hash(tuple(names)), *written), largest
 
 
 def failing_op(values: Sequence[Tensor], backward: Callable[[], object]) -> str | None:

@@ -25,6 +25,7 @@ __all__ = [
     "difference_probe",
     "forward_probe",
     "magnitude",
+    "norms_of",
     "random_like",
     "random_values",
     "rounding",
@@ -103,7 +104,7 @@ def _product(
     *,
     pulled: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A leaf times a vector, and the squared norms of what each element of that is a product with.
+    """A leaf times a vector, and the norms of what each element of that is a product with.
 
     Returns:
         uᵀ·J and the norms of the columns, ``(B, n)``, if ``pulled``; else J·v and those of the rows,
@@ -111,18 +112,31 @@ def _product(
     """
     if isinstance(leaf, SparseBlock):
         values = wide(leaf.values.detach())
+        largest = _largest(values)
         ones = values.new_ones((output if pulled else primal).numel())
-        factors = [(values, wide(vector).to(values.dtype).reshape(-1)), (values.square(), ones)]
+        squares = (values / largest).square()
+        factors = [(values, wide(vector).to(values.dtype).reshape(-1)), (squares, ones)]
         product, squares = [
             block.transposed_times(factor) if pulled else block.times(factor)
             for block, factor in [(leaf._replace(values=v), factor) for v, factor in factors]
         ]
-        return product[None], squares[None]
+        return product[None], squares.sqrt()[None] * largest
     matrix = _matrix(leaf, output, primal, batched)
     # (B, m, n) -> (B, n, m), so that the vector is always multiplied from the right
     matrix = matrix.transpose(1, 2) if pulled else matrix
     column = wide(vector).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
-    return (matrix @ column).squeeze(2), matrix.square().sum(2)
+    return (matrix @ column).squeeze(2), norms_of(matrix, 2)
+
+
+def norms_of(numbers: Tensor, dim: int) -> Tensor:
+    """Euclidean norms along a dimension, of numbers whose squares may overflow too."""
+    largest = _largest(numbers)
+    return (numbers / largest).square().sum(dim).sqrt() * largest
+
+
+def _largest(numbers: Tensor) -> float:
+    """What to divide by before numbers are squared, which overflows from half of the exponents on."""
+    return magnitude(numbers) or 1.0
 
 
 def adjoint_probe(
@@ -142,20 +156,24 @@ def adjoint_probe(
     outputs = [value.detach() for value in graph.values]
     cotangents = random_like(outputs)
     trusted = graph.multiply(dict(enumerate(cotangents)), last=False)
+    # Where there is no derivative, what is not finite goes along rows in one mode, and columns in the other.
+    is_singular = not _are_finite([*outputs, *[pulled for pulled in trusted if pulled is not None]])
     found = []
     for i, (primal, pulled) in enumerate(zip(graph.primals, trusted, strict=True)):
         got = torch.zeros((), device=primal.device)
-        squares = torch.zeros((), device=primal.device)
+        norms = torch.zeros((), device=primal.device)
         for row, output, cotangent in zip(leaves, outputs, cotangents, strict=True):
             product, more = _product(row[i], cotangent, output, primal, batched, pulled=True)
-            got, squares = got + product, squares + more
+            got, norms = got + product, torch.hypot(norms, more)
         expected = wide(torch.zeros_like(primal) if pulled is None else pulled).detach()
         rtol = tolerance([primal, *outputs])
         values = [*outputs, *[c for c in graph.carried if c.is_floating_point()]]
         atol = rounding(values) + slack
         wrong = torch.zeros((), dtype=torch.bool)
         if got.numel():
-            wrong = disagreement(got, expected.reshape(got.shape), squares, rtol, atol)
+            wrong = disagreement(got, expected.reshape(got.shape), norms, rtol, atol)
+            if is_singular:
+                wrong &= got.isfinite()
         found.append(wrong.reshape(-1).nonzero().reshape(-1))
     return found if any(len(at) for at in found) else None
 
@@ -182,31 +200,33 @@ def forward_probe(
         return True
     for row, output, expected in zip(leaves, outputs, pushed, strict=True):
         got = torch.zeros((), device=output.device)
-        squares = torch.zeros((), device=output.device)
+        norms = torch.zeros((), device=output.device)
         for leaf, primal, direction in zip(row, primals, directions, strict=True):
             product, more = _product(leaf, direction, output, primal, batched, pulled=False)
-            got, squares = got + product, squares + more
+            got, norms = got + product, torch.hypot(norms, more)
         rtol, atol = tolerance([*primals, output]), rounding(outputs) + slack
-        if got.numel() and not agree(got, wide(expected).reshape(got.shape), squares, rtol, atol):
+        if got.numel() and not agree(got, wide(expected).reshape(got.shape), norms, rtol, atol):
             return False
     return True
 
 
-def disagreement(
-    got: Tensor, expected: Tensor, squares: Tensor, rtol: float, atol: float
-) -> Tensor:
-    """Where two vectors disagree, each entry held against the size of its column of the Jacobian.
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def disagreement(got: Tensor, expected: Tensor, norms: Tensor, rtol: float, atol: float) -> Tensor:
+    """Where two vectors disagree, each entry held against the norm of its column of the Jacobian.
 
     Where the trusted value is not finite there is nothing to compare with.
     """
-    comparable = expected.isfinite()
-    scale = squares.sqrt() + squares[squares.isfinite()].mean().sqrt()
-    return comparable & ~((got - expected).abs() <= rtol * scale + atol)
+    comparable, finite = expected.isfinite(), norms[norms.isfinite()]
+    typical = norms_of(finite, 0) / math.sqrt(max(len(finite), 1))
+    return comparable & ~((got - expected).abs() <= rtol * (norms + typical) + atol)
 
 
-def agree(got: Tensor, expected: Tensor, squares: Tensor, rtol: float, atol: float) -> bool:
+def agree(got: Tensor, expected: Tensor, norms: Tensor, rtol: float, atol: float) -> bool:
     """Whether two vectors agree; see `disagreement`."""
-    return not bool(disagreement(got, expected, squares, rtol, atol).any())
+    return not bool(disagreement(got, expected, norms, rtol, atol).any())
 
 
 def rounding(outputs: Sequence[Tensor]) -> float:
@@ -264,10 +284,10 @@ def difference_probe(
         if doubt > max(0.5 * magnitude(once), 4 * noise):
             continue
         product = torch.zeros((), device=once.device)
-        squares = torch.zeros((), device=once.device)
+        norms = torch.zeros((), device=once.device)
         for leaf, primal, direction in zip(row, primals, directions, strict=True):
             pushed, more = _product(leaf, direction, once, primal, batched, pulled=False)
-            product, squares = product + pushed, squares + more
+            product, norms = product + pushed, torch.hypot(norms, more)
         if product.numel() == 0:
             continue
         expected = once.reshape(product.shape)
@@ -276,7 +296,7 @@ def difference_probe(
         # A product that is not finite where the difference is has nothing that excuses it.
         nearest = torch.where(product.isfinite(), nearest, expected)
         rtol = _DIFFERENCE_TOLERANCES.get(min(dtypes, key=_digits), 1e-1)
-        if not agree(product, nearest, squares, rtol, rounding([once])):
+        if not agree(product, nearest, norms, rtol, rounding([once])):
             return False
     return True
 

@@ -54,7 +54,7 @@ def overlapping(written: Sequence[Tensor], read: Sequence[Tensor] = ()) -> bool:
 def shares_elements(tensor: Tensor) -> bool:
     """Whether two indices may lead to one element of a tensor; False is certain."""
     reach = 0
-    for steps, stride in sorted(_span(tensor).dims, key=lambda dim: dim[1]):
+    for steps, stride in sorted(_dims(tensor), key=lambda dim: dim[1]):
         if stride <= reach or not stride:
             return tensor.numel() > 0
         reach += steps * stride
@@ -66,14 +66,18 @@ def _has_memory(tensor: Tensor) -> bool:
 
 
 def _span(tensor: Tensor) -> _Span:
+    dims = _dims(tensor)
+    return _Span(tensor.data_ptr(), sum(steps * stride for steps, stride in dims), tuple(dims))
+
+
+def _dims(tensor: Tensor) -> list[tuple[int, int]]:
     itemsize = tensor.element_size()
     dims = [(itemsize - 1, 1)] if itemsize > 1 else []
-    dims += [
+    return dims + [
         (size - 1, stride * itemsize)
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
         if size > 1
     ]
-    return _Span(tensor.data_ptr(), sum(steps * stride for steps, stride in dims), tuple(dims))
 
 
 def _apart(one: _Span, other: _Span) -> bool:

@@ -10,10 +10,12 @@ from torchjac.errors import TorchjacError, TorchjacFallbackWarning, UnsupportedE
 from torchjac.evaluation.surroundings import is_out_of_memory
 from torchjac.planning.ways import Way
 
-__all__ = ["REFUSALS", "Refusals", "is_of_the_call", "reason_of", "warn_slower", "warn_user"]
+__all__ = ["Refusals", "is_of_the_call", "is_refusal", "reason_of", "warn_slower", "warn_user"]
 
 # What PyTorch refuses with. Any other type, a subclass included, is the function's own.
-REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
+_REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
+# Saved tensors of other shapes under vmap than without: that is PyTorch's, too.
+_CHECKPOINT = ("torch.utils.checkpoint", "CheckpointError")
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -24,6 +26,13 @@ def warn_user(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level + 1)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether PyTorch may have raised this, so that another way can do."""
+    kind = type(error)
+    is_pytorchs = kind in _REFUSALS or (kind.__module__, kind.__name__) == _CHECKPOINT
+    return is_pytorchs and not is_out_of_memory(error)
 
 
 def is_of_the_call(error: Exception) -> bool:

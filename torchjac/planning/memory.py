@@ -43,6 +43,8 @@ class Record:
     """The way that has to be taken because a check has failed of the best one."""
     checked: set[Way] = field(default_factory=set)
     """The ways whose result has been compared with a trusted pass."""
+    unsettled: int = 0
+    """How many comparisons could not tell much, so that the next call is compared too."""
 
     @property
     def next_way(self) -> Way:
@@ -51,7 +53,7 @@ class Record:
 
     def apart(self) -> Record:
         """A copy for runs of which nothing is to be remembered: they may be of other seeds or programs."""
-        return replace(self, prepared={}, instead=None, checked=set())
+        return replace(self, prepared={}, instead=None, checked=set(), unsettled=0)
 
 
 _records: Store[Record] = Store(_MOST, _HEAVIEST)

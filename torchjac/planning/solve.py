@@ -23,7 +23,7 @@ from torchjac.evaluation.surroundings import (
     out_of_inference,
 )
 from torchjac.planning.attempt import attempt, read_off, to_check
-from torchjac.planning.fallback import REFUSALS, Refusals, is_of_the_call, warn_slower
+from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
@@ -115,7 +115,7 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         raise
     except Exception as error:
         # Whatever PyTorch, or a rule of the user's, raises under a transform.
-        if is_out_of_memory(error) or type(error) not in REFUSALS:
+        if not is_refusal(error):
             raise
         _blame(problem)
         return _fall_back(problem, record, draw, Refusals(problem.name, way, error))

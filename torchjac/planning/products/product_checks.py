@@ -8,7 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.probes import agree, magnitude, random_values, rounding, tolerance, wide
+from torchjac.evaluation.probes import (
+    agree,
+    magnitude,
+    norms_of,
+    random_values,
+    rounding,
+    tolerance,
+    wide,
+)
 from torchjac.foundations.spaces import Space
 
 __all__ = ["Witness", "combination_agrees", "random_matrix"]
@@ -30,9 +38,9 @@ class Witness(NamedTuple):
         """
         u, p, V, Y = (_wide(t) for t in (self.cotangent, self.product, matrix, product))
         terms = p[:, None] * V
-        squares = Y.square().sum(0) + terms.square().sum(0)
+        norms = torch.hypot(norms_of(Y, 0), norms_of(terms, 0))
         rtol, atol = tolerance([matrix, *likes]), rounding(likes) * magnitude(V)
-        return agree(u @ Y, terms.sum(0), squares, rtol, atol)
+        return agree(u @ Y, terms.sum(0), norms, rtol, atol)
 
 
 def combination_agrees(
@@ -52,9 +60,9 @@ def combination_agrees(
     U, X = _wide(matrix), _wide(product)
     weights = random_matrix(matrix.shape[1], 1, like=U)
     expected = _wide(multiply((U @ weights).to(matrix.dtype)))
-    squares = X.square().sum(1, keepdim=True)
+    norms = norms_of(X, 1)[:, None]
     rtol, atol = tolerance([matrix, *likes]), rounding(likes) * magnitude(U)
-    return agree(X @ weights, expected, squares, rtol, atol)
+    return agree(X @ weights, expected, norms, rtol, atol)
 
 
 def random_matrix(rows: int, columns: int, like: Tensor | Space) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchjac.errors import DerivativeMismatchWarning, TorchjacFallbackWarning, UnsupportedError
 from torchjac.evaluation.probes import tolerance
-from torchjac.evaluation.surroundings import compiling, has_values, is_out_of_memory
-from torchjac.planning.fallback import REFUSALS, reason_of, warn_user
+from torchjac.evaluation.surroundings import compiling, has_values
+from torchjac.planning.fallback import is_refusal, reason_of, warn_user
 
 __all__ = ["Agrees", "Multiply", "Progress", "Route", "Rung"]
 
@@ -93,7 +93,7 @@ class Route:
             try:
                 return at, rung.multiply(matrix, vectorised), refused
             except Exception as error:
-                if is_out_of_memory(error) or type(error) not in REFUSALS:
+                if not is_refusal(error):
                     raise
                 refused.append((at, error))
         reasons = self._reasons(refused)
