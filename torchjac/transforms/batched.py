@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -156,17 +156,7 @@ class _BatchCall(Call):
         self._in_dims, self._randomness = in_dims, randomness
         self.captures_primals = False  # every sample has parameters of its own
         self._argument_dims = self._spread(in_dims)
-        self._sizes = {
-            leaf.shape[dim]
-            for leaf, dim in zip(flatten(self._args)[0], self._argument_dims, strict=True)
-            if dim is not None
-        }
-        if len(self._sizes) != 1:
-            raise ArgumentError(
-                f"batched_jac(in_dims={in_dims!r}): expected one batch size, got "
-                f"{sorted(self._sizes) if self._sizes else 'no batched argument'}."
-            )
-        (self.batch_size,) = self._sizes
+        self.batch_size = self._one_size()
         self._check_batch()
         self._primal_dims = self._dims_of_primals()
         self.primals = [
@@ -185,6 +175,26 @@ class _BatchCall(Call):
                 ],
                 spec,
             )
+        )
+
+    def _one_size(self) -> int:
+        """The size of the batch, which all batched arguments have.
+
+        Sizes are compared with each other: a compiler that leaves one open would have to fix it for a set.
+        """
+        leaves, _ = flatten(self._args)
+        pairs = zip(leaves, self._argument_dims, strict=True)
+        sizes: list[int] = [leaf.shape[dim] for leaf, dim in pairs if dim is not None]
+        for size in sizes:
+            if size != sizes[0]:
+                self._refuse_sizes(f"{sorted(set(sizes))}")
+        if not sizes:
+            self._refuse_sizes("no batched argument")
+        return sizes[0]
+
+    def _refuse_sizes(self, got: str) -> NoReturn:
+        raise ArgumentError(
+            f"batched_jac(in_dims={self._in_dims!r}): expected one batch size, got {got}."
         )
 
     def _check_batch(self) -> None:

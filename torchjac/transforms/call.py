@@ -140,21 +140,25 @@ class Call:
             )
 
     def _check_leaf(self, leaf: object, number: int | str) -> None:
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return  # before any text is made: the compiler cannot trace that for sizes that vary
         where = f"{self.options.name}(argnums={self.options.argnums!r}): argument {number}"
+        if leaf is None:
+            raise ArgumentTypeError(
+                f"{where} holds a NoneType; expected a tensor, or a tree of tensors. "
+                f"Leave the entry out, or hand it over in an argument that argnums does not choose."
+            )
         if not isinstance(leaf, Tensor):
             raise ArgumentTypeError(
                 f"{where} holds a {type(leaf).__name__}; expected a tensor, or a tree of tensors. "
                 f"Wrap the number in torch.tensor, or choose other argnums."
             )
-        if not leaf.is_floating_point():
-            kind = "complex" if leaf.is_complex() else "an integer or boolean tensor"
-            remedy = (
-                "torch.view_as_real(x)" if leaf.is_complex() else "x.to(torch.get_default_dtype())"
-            )
-            raise ArgumentTypeError(
-                f"{where} is {kind} ({leaf.dtype}); derivatives are taken by real floating-point "
-                f"tensors. Pass {remedy}, or choose other argnums."
-            )
+        kind = "complex" if leaf.is_complex() else "an integer or boolean tensor"
+        remedy = "torch.view_as_real(x)" if leaf.is_complex() else "x.to(torch.get_default_dtype())"
+        raise ArgumentTypeError(
+            f"{where} is {kind} ({leaf.dtype}); derivatives are taken by real floating-point "
+            f"tensors. Pass {remedy}, or choose other argnums."
+        )
 
     def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         returned = self._evaluate(leaves)
