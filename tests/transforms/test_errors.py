@@ -51,6 +51,22 @@ def test_func_must_be_callable(transform: Any) -> None:
         transform(X)
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("flag", ["has_aux", "return_value"])
+def test_flags_are_true_or_false(transform: Any, flag: str) -> None:
+    for value in ("no", 1, None):
+        with pytest.raises(TypeError, match=rf"{flag}={value!r}\): expected True or False"):
+            transform(torch.sin, **{flag: value})
+
+
+def test_flags_of_batches_are_true_or_false() -> None:
+    with pytest.raises(TypeError, match=r"batched_jac\(per_sample='no'\): expected True or False"):
+        torchjac.batched_jac(torch.sin, per_sample="no")  # type: ignore[arg-type]
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"jac_of\(batched='no'\): expected True or False"):
+        torchjac.jac_of(x * 2, x, batched="no")  # type: ignore[arg-type]
+
+
 def test_batched_randomness_option() -> None:
     with pytest.raises(ValueError, match="expected one of 'error', 'same', 'different'"):
         torchjac.batched_jac(torch.sin, randomness="some")

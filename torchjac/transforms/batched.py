@@ -22,6 +22,7 @@ from torchjac.transforms.options import (
     Mode,
     Options,
     check_choice,
+    check_flag,
 )
 from torchjac.transforms.transformed import Transform, transformed
 
@@ -98,6 +99,7 @@ def batched_jac(
     """
     name = "batched_jac"
     options = Options.checked(name, func, argnums, has_aux, return_value, mode, chunk_size, check)
+    check_flag(name, "per_sample", per_sample)
     check_choice(name, "randomness", randomness, _RANDOMNESS)
     if not per_sample and argnums == PARAMS:
         raise OptionError(

@@ -75,6 +75,7 @@ def jac_of(
     """
     check_chunk_size("jac_of", chunk_size)
     check_choice("jac_of", "check", check, ("first", "always", "never"))
+    check_flag("jac_of", "batched", batched)
     check_flag("jac_of", "progress", progress)
     output_leaves, output_spec = flatten(outputs)
     input_leaves, input_spec = flatten(inputs)

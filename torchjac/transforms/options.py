@@ -64,6 +64,8 @@ class Options(NamedTuple):
         if not callable(func):
             raise OptionTypeError(f"{name}(func): expected a callable, got {type(func).__name__}.")
         _check_argnums(name, func, argnums)
+        check_flag(name, "has_aux", has_aux)
+        check_flag(name, "return_value", return_value)
         check_choice(name, "mode", mode, HESSIAN_MODES if name == "hessian" else MODES)
         check_chunk_size(name, chunk_size)
         check_choice(name, "check", check, _CHECKS)
