@@ -1,5 +1,6 @@
 """batched_jac: the samples' own blocks, for the price of one sample, or an error; never a sum."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -142,6 +143,52 @@ def test_empty_batch_and_one_sample() -> None:
         3,
     )
     assert torchjac.batched_jac(sample)(torch.zeros(1, 3).double()).shape == (1, 2, 3)
+
+
+EMPTY: list[Callable[[Tensor], Any]] = [
+    torch.sin,
+    lambda x: x.sum(),
+    lambda x: torch.cat([x * k for k in range(9)]),
+    lambda x: torch.stack(list(x)).square(),
+    lambda x: torch.ones(2, dtype=x.dtype),
+    lambda x: {"a": x.sum(), "b": (x, x[0])},
+    MODEL,
+]
+
+
+@pytest.mark.parametrize("func", EMPTY)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"mode": "forward"}, {"mode": "reverse", "chunk_size": 1}, {"check": "always"}],
+)
+def test_an_empty_batch_is_that_of_vmap(
+    func: Callable[[Tensor], Any], options: dict[str, Any]
+) -> None:
+    x = torch.zeros(0, 3, dtype=torch.float64)
+    got = torchjac.batched_jac(func, **options)(x)
+    torch.testing.assert_close(got, torch.func.vmap(torch.func.jacrev(func))(x))
+
+
+def test_an_empty_batch_has_values_and_shared_arguments() -> None:
+    x, y = torch.zeros(3, 0, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    transform = torchjac.batched_jac(
+        lambda x, y: x.sin() * y, (0, 1), in_dims=(1, None), return_value=True
+    )
+    value, (by_x, by_y) = transform(x, y)
+    assert value.shape == (0, 3)
+    assert by_x.shape == by_y.shape == (0, 3, 3)
+    by_parameters = torchjac.batched_jac(MODEL, "params")(x.T)
+    for name, parameter in MODEL.named_parameters():
+        assert by_parameters[name].shape == (0, 2, *parameter.shape)
+
+
+def test_an_empty_batch_needs_a_function_that_can_be_vmapped() -> None:
+    with pytest.raises(ArgumentError) as caught:
+        torchjac.batched_jac(lambda x: x * x.sum().item())(torch.zeros(0, 3))
+    assert str(caught.value) == (
+        "batched_jac(per_sample=True): the batch is empty, and PyTorch cannot vmap this function, which "
+        "alone could tell what it returns. Use per_sample=False, or skip empty batches."
+    )
 
 
 def test_bad_input_is_refused() -> None:

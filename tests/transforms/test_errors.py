@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import torchjac
-from torchjac.errors import TorchjacError
+from torchjac.errors import ArgumentError, OptionError, TorchjacError
 
 X = torch.ones(2)
 TRANSFORMS = [torchjac.jac, torchjac.batched_jac, torchjac.hessian]
@@ -65,6 +65,31 @@ def test_flags_of_batches_are_true_or_false() -> None:
     x = torch.ones(2, requires_grad=True)
     with pytest.raises(TypeError, match=r"jac_of\(batched='no'\): expected True or False"):
         torchjac.jac_of(x * 2, x, batched="no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"jac_of\(create_graph=3\): expected True or False"):
+        torchjac.jac_of(x * 2, x, create_graph=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"jac_of\(retain_graph='no'\): expected True or False"):
+        torchjac.jac_of(x * 2, x, retain_graph="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("in_dims", ["x", 0.5, True, (0, "x"), {"a": 1.0}])
+def test_batch_dimensions_are_ints(in_dims: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        torchjac.batched_jac(torch.sin, in_dims=in_dims)
+    assert isinstance(caught.value, TorchjacError)
+    assert str(caught.value) == (
+        f"batched_jac(in_dims={in_dims!r}): expected an int, None for an argument that the samples share, "
+        f"or a tuple with an entry per argument."
+    )
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_randomness_is_that_of_vmap(randomness: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        torchjac.batched_jac(torch.sin, per_sample=False, randomness=randomness)
+    assert str(caught.value) == (
+        f"batched_jac(randomness={randomness!r}, per_sample=False): a function of the whole batch draws as "
+        f"it does by itself, so there is nothing to choose. Leave randomness away."
+    )
 
 
 def test_batched_randomness_option() -> None:
@@ -82,7 +107,13 @@ ARGUMENTS: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
     (0, (torch.ones(2, dtype=torch.bool),), TypeError, "an integer or boolean tensor (torch.bool)"),
     (0, (torch.ones(2, dtype=torch.complex64),), TypeError, "is complex (torch.complex64)"),
     (0, (2.0,), TypeError, "argument 0 holds a float; expected a tensor"),
-    (0, ({"a": X, "b": None},), TypeError, "argument 0 holds a NoneType; expected a tensor"),
+    (
+        0,
+        ({"a": X, "b": None},),
+        TypeError,
+        "argument 0 holds a NoneType; expected a tensor, or a tree of tensors. Leave the entry out, or hand "
+        "it over in an argument that argnums does not choose.",
+    ),
     (0, ((),), ValueError, "the argument holds no tensor to differentiate by"),
     (1, (X,), ValueError, "there is no argument 1; the call has 1 positional arguments"),
     (-2, (X,), ValueError, "there is no argument -2; the call has 1 positional arguments"),
@@ -140,3 +171,31 @@ def test_nothing_is_remembered_of_a_call_that_failed() -> None:
         torchjac.jac(func)(X)
     broken = False
     torch.testing.assert_close(torchjac.jac(func)(X), 2 * torch.eye(2))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_parameters_have_shapes(transform: Any) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LazyLinear(1))
+    x = torch.ones(4, 2)
+    with pytest.raises(ArgumentError) as caught:
+        transform(net, "params")(x)
+    assert str(caught.value) == (
+        f"{transform.__name__}(argnums='params'): parameter 1.weight of Sequential has no shape yet. Call "
+        f"the module with its inputs once first."
+    )
+    net(x)
+    transform(net, "params")(x)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "forward"}, {"chunk_size": 1}, {"return_value": True}]
+)
+def test_samples_have_outputs_of_one_shape(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError) as caught:
+        torchjac.batched_jac(lambda x: x[x > 0], **options)(torch.tensor([[1.0, -1.0], [1.0, 2.0]]))
+    assert isinstance(caught.value, TorchjacError)
+    assert str(caught.value) == (
+        "batched_jac: func returned a tensor of shape (1,) for sample 0 and of shape (2,) for sample 1; "
+        "expected the same for every sample. Pad them to one shape, or call jac for each sample."
+    )

@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.errors import ArgumentError, OptionError, OutputTypeError
+from torchjac.errors import ArgumentError, OptionError, OptionTypeError, OutputTypeError
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
 from torchjac.planning.problem import Problem
@@ -101,6 +101,12 @@ def batched_jac(
     options = Options.checked(name, func, argnums, has_aux, return_value, mode, chunk_size, check)
     check_flag(name, "per_sample", per_sample)
     check_choice(name, "randomness", randomness, _RANDOMNESS)
+    _check_in_dims(name, in_dims)
+    if not per_sample and randomness != "error":
+        raise OptionError(
+            f"{name}(randomness={randomness!r}, per_sample=False): a function of the whole batch draws as it "
+            f"does by itself, so there is nothing to choose. Leave randomness away."
+        )
     if not per_sample and argnums == PARAMS:
         raise OptionError(
             f"{name}(argnums='params', per_sample=False): the samples share the parameters, so a function "
@@ -142,6 +148,15 @@ def batched_jac(
     return transformed(Transform(name, func, options, ask, tree, own, delivery))
 
 
+def _check_in_dims(name: str, in_dims: object) -> None:
+    for dim in flatten(in_dims)[0]:
+        if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int)):
+            raise OptionTypeError(
+                f"{name}(in_dims={in_dims!r}): expected an int, None for an argument that the samples share, "
+                f"or a tuple with an entry per argument."
+            )
+
+
 class _BatchCall(Call):
     """A call with the whole batch: the differentiated leaves have the batch as their dim 0."""
 
@@ -159,7 +174,6 @@ class _BatchCall(Call):
         self.captures_primals = False  # every sample has parameters of its own
         self._argument_dims = self._spread(in_dims)
         self.batch_size = self._one_size()
-        self._check_batch()
         self._primal_dims = self._dims_of_primals()
         self.primals = [
             self._with_batch_first(primal, dim)
@@ -198,9 +212,6 @@ class _BatchCall(Call):
         raise ArgumentError(
             f"batched_jac(in_dims={self._in_dims!r}): expected one batch size, got {got}."
         )
-
-    def _check_batch(self) -> None:
-        """Refuse a batch that the function cannot be evaluated for."""
 
     def _spread(self, in_dims: Any) -> list[int | None]:
         """The batch dimension of every leaf of the arguments, None where it has none."""
@@ -279,17 +290,24 @@ class _SampleCall(_BatchCall):
             return primal.expand(self.batch_size, *primal.shape)
         return super()._with_batch_first(primal, dim)
 
-    def _check_batch(self) -> None:
-        if self.batch_size == 0:
-            raise ArgumentError(
-                "batched_jac(per_sample=True): the batch is empty, and without a sample there is no "
-                "telling what func returns. Use per_sample=False, or skip empty batches."
-            )
-
     def one_by_one(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The same function of the batch without vmap, for what cannot be vmapped."""
+        if not self.batch_size:
+            return self._without_samples(leaves)
         self._one_by_one = True
         return self(leaves)
+
+    def _without_samples(
+        self, leaves: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """What vmap makes of no samples: under it even these have shapes."""
+        try:
+            return self(leaves)
+        except (RuntimeError, IndexError) as error:
+            raise ArgumentError(
+                "batched_jac(per_sample=True): the batch is empty, and PyTorch cannot vmap this function, "
+                "which alone could tell what it returns. Use per_sample=False, or skip empty batches."
+            ) from error
 
     def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
         # The differentiated leaves have their batch dimension first; the others are where they were.
@@ -338,4 +356,15 @@ class _SampleCall(_BatchCall):
                 draw.again()
             slices = [stack.select(dim, b) for stack, dim in zip(stacks, places, strict=True)]
             rows.append(sample([leaf[b] for leaf in leaves], slices))
-        return [torch.stack(column) for column in zip(*rows, strict=True)]
+        return [_stacked(column) for column in zip(*rows, strict=True)]
+
+
+def _stacked(samples: Sequence[Tensor]) -> Tensor:
+    for b, sample in enumerate(samples):
+        if sample.shape != samples[0].shape:
+            raise OutputTypeError(
+                f"batched_jac: func returned a tensor of shape {tuple(samples[0].shape)} for sample 0 and "
+                f"of shape {tuple(sample.shape)} for sample {b}; expected the same for every sample. Pad "
+                f"them to one shape, or call jac for each sample."
+            )
+    return torch.stack(list(samples))

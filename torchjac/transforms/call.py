@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.evaluation.engines import FlatFunction
@@ -110,6 +111,12 @@ class Call:
                 f"requires grad. Set requires_grad on those that the derivative is wanted for."
             )
         for name, parameter in named.items():
+            if isinstance(parameter, UninitializedParameter):
+                raise ArgumentError(
+                    f"{self.options.name}(argnums='params'): parameter {name} of "
+                    f"{type(self._func).__name__} has no shape yet. Call the module with its inputs "
+                    f"once first."
+                )
             self._check_leaf(parameter, name)
         self.names = list(named)
         self.primals, spec = flatten(named)

@@ -76,6 +76,9 @@ def jac_of(
     check_chunk_size("jac_of", chunk_size)
     check_choice("jac_of", "check", check, ("first", "always", "never"))
     check_flag("jac_of", "batched", batched)
+    check_flag("jac_of", "create_graph", create_graph)
+    if retain_graph is not None:
+        check_flag("jac_of", "retain_graph", retain_graph)
     check_flag("jac_of", "progress", progress)
     output_leaves, output_spec = flatten(outputs)
     input_leaves, input_spec = flatten(inputs)
