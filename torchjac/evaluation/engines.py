@@ -185,7 +185,10 @@ class Push(Engine):
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         del last
-        touched = list(seeds)
+        touched, tangents = list(seeds), tuple(seeds.values())
+        if compiling():
+            # PyTorch copies a tangent that is laid out unlike its primal, for fixed sizes alone.
+            tangents = tuple(tangent.contiguous() for tangent in tangents)
 
         def partial(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             full = list(self.primals)
@@ -196,7 +199,7 @@ class Push(Engine):
         values, products, carried = torch.func.jvp(  # type: ignore[misc]
             partial,
             tuple(self.primals[leaf] for leaf in touched),
-            tuple(seeds.values()),
+            tangents,
             has_aux=True,
         )
         self.values, self.carried = values, carried

@@ -31,7 +31,12 @@ def warn_user(message: str, category: type[Warning]) -> None:
 def is_refusal(error: Exception) -> bool:
     """Whether PyTorch may have raised this, so that another way can do."""
     kind = type(error)
-    is_pytorchs = kind in _REFUSALS or (kind.__module__, kind.__name__) == _CHECKPOINT
+    is_pytorchs = (
+        kind in _REFUSALS
+        or (kind.__module__, kind.__name__) == _CHECKPOINT
+        # Of a compiled function, under a transform that the compiler cannot step into.
+        or kind.__module__ == "torch._dynamo.exc"
+    )
     return is_pytorchs and not is_out_of_memory(error)
 
 

@@ -34,6 +34,11 @@ class _Watch(TorchDispatchMode):
     convolves = False
     requires_grad = False
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.compile work below: the frames that a mode keeps it from it never compiles again."""
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
