@@ -87,7 +87,9 @@ OPAQUE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 }
 if DETECTS:  # before that, torch.compile itself is refused
     compiled = torch.compile(lambda x: x.sin() * x, backend="eager")
-    OPAQUE["torch.compile"] = (compiled, "cannot be watched")
+    OPAQUE["torch.compile"] = (compiled, "torch.compile compiles anew")
+    whole = torch.compile(nn.Linear(4, 3).double(), backend="eager")
+    OPAQUE["torch.compile of a module"] = (whole, "torch.compile compiles anew")
 
 
 @pytest.mark.parametrize("name", OPAQUE)

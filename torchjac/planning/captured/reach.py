@@ -55,6 +55,7 @@ _READERS = frozenset({"open", "input"})
 _BLIND = frozenset(
     {"DisableTorchFunction", "_DisableTorchDispatch", "_disable_current_modes", "no_dispatch"}
 )
+_COMPILED = "_torchdynamo_orig_callable"  # what torch.compile writes on the functions it makes
 _GLOBAL_HOOKS = re.compile("_global_(forward|backward).*hooks$")
 # What every module has of its own, beside the switch: dicts, for the most part empty.
 OF_MODULES = frozenset(vars(torch.nn.Module())) - {"training"}
@@ -105,6 +106,8 @@ class Search:
                 self._doubt(f"{path}, with which work goes to other threads")
             elif isinstance(subject, _ASKED) and _is_from(_WORLD, subject):
                 self._doubt(f"{path}, which tells of the world outside")
+            elif isinstance(subject, types.FunctionType) and _COMPILED in vars(subject):
+                self._doubt(f"{path}, which torch.compile compiles anew where it must")
             else:
                 self._look_into(subject, path)
 

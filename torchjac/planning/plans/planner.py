@@ -139,11 +139,11 @@ def _designed(
     if not nothing_around():
         reason = "autocast is on, whose casts a trace would hold where it is off or another one"
         return without_trace(problem, record, reason)
-    if changed := captures.changed():
-        return without_trace(problem, record, f"func changes what it reaches: {changed}")
     if not captures.is_sure:
         reason = f"func reaches something that cannot be watched: {captures.unsure_of}"
         return without_trace(problem, record, reason)
+    if changed := captures.changed():
+        return without_trace(problem, record, f"func changes what it reaches: {changed}")
     found = design(problem, record, tune=tune)
     if changed := captures.changed():
         return without_trace(problem, record, f"func changes what it reaches: {changed}")
