@@ -329,9 +329,15 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
-            ({"method": "forward"}, OptionError, "method='forward'; expected one of 'central'"),
-            ({"step": 0.0}, OptionError, "step=0.0; expected a positive number"),
-            ({"step": math.inf}, OptionError, "step=inf; expected a positive number"),
+            ({"method": "forward"}, OptionError, r"method='forward'\): expected one of 'central'"),
+            ({"method": 1}, OptionError, r"method=1\): expected one of 'central'"),
+            ({"step": 0.0}, OptionError, r"step=0.0\): expected a positive number"),
+            ({"step": math.inf}, OptionError, r"step=inf\): expected a positive number"),
+            ({"step": "a"}, OptionTypeError, r"step='a'\): expected a positive number"),
+            ({"return_error": 1}, OptionTypeError, r"return_error=1\): expected True or False"),
+            ({"argnums": ()}, OptionError, r"argnums=\(\)\): expected an int, a tuple"),
+            ({"argnums": True}, OptionTypeError, r"argnums=True\): expected an int"),
+            ({"argnums": "params"}, OptionTypeError, r"argnums='params'\): func must be an nn"),
         ],
     )
     def test_options_when_the_transform_is_built(
@@ -341,23 +347,14 @@ class TestRefusals:
             finite_difference_jac(torch.sin, **options)
 
     def test_func_that_is_no_function(self) -> None:
-        with pytest.raises(OptionTypeError, match="func is a int; expected a callable"):
+        with pytest.raises(OptionTypeError, match=r"\(func\): expected a callable, got int"):
             finite_difference_jac(3)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("func", "argnums", "arg", "error", "message"),
         [
             (torch.sin, 1, double(1), ArgumentError, "argnums=1 is out of range: there are 1"),
-            (
-                torch.sin,
-                (0, 0),
-                double(1),
-                ArgumentError,
-                "must name at least one argument, each once",
-            ),
-            (torch.sin, (), double(1), ArgumentError, "must name at least one argument, each once"),
-            (torch.sin, True, double(1), OptionTypeError, "argnums=True; expected an int"),
-            (torch.sin, "params", double(1), OptionTypeError, "needs a torch.nn.Module"),
+            (torch.sin, (0, 0), double(1), ArgumentError, "must name each argument once"),
             (lambda x: x, 0, torch.tensor(1), ArgumentTypeError, "x has dtype torch.int64"),
             (lambda x: x, 0, torch.tensor(1j), ArgumentTypeError, "x has dtype torch.complex64"),
             (lambda x: x, 0, [1.0], ArgumentTypeError, r"x\[0\] is a float; expected a tensor"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,28 +10,58 @@ import torch
 from torch.func import jacrev
 
 from tests.testing.checked import DOUBLE, X, energy
-from torchjac.errors import ArgumentTypeError, OptionError, UnsupportedError
+from torchjac.errors import ArgumentTypeError, OptionError, OptionTypeError, UnsupportedError
 from torchjac.testing import DerivativeError, check_hessian, check_jac
+
+CHECKS = {"check_jac": check_jac, "check_hessian": check_hessian}
+# Each with the error and what is said to be expected.
+OPTIONS: list[tuple[str, object, type[Exception], str]] = [
+    ("argnums", "x", OptionError, "an int, a tuple of ints, or 'params'"),
+    ("argnums", (), OptionError, "an int, a tuple of ints, or 'params'"),
+    ("argnums", True, OptionTypeError, "an int, a tuple of ints, or 'params'"),
+    ("argnums", [0], OptionTypeError, "an int, a tuple of ints, or 'params'"),
+    ("kwargs", [1], OptionTypeError, "a dict of keyword arguments"),
+    ("kwargs", {1: 2}, OptionError, "a dict of keyword arguments"),
+    ("has_aux", 1, OptionTypeError, "True or False"),
+    ("check_dtype", None, OptionTypeError, "True or False"),
+    ("samples", 0, OptionError, "a positive int"),
+    ("samples", 1.5, OptionTypeError, "a positive int"),
+    ("samples", True, OptionTypeError, "a positive int"),
+    ("rtol", -1, OptionError, "a number that is not negative"),
+    ("rtol", float("nan"), OptionError, "a number that is not negative"),
+    ("atol", "a", OptionTypeError, "a number that is not negative"),
+    ("step", 0, OptionError, "a positive number"),
+    ("step", float("inf"), OptionError, "a positive number"),
+    ("step", "a", OptionTypeError, "a positive number"),
+    ("seed", "a", OptionTypeError, "an int that is not negative"),
+    ("seed", -1, OptionError, "an int that is not negative"),
+    ("probes", ["adjiont"], OptionError, "some of ["),
+    ("probes", "adjoint", OptionError, "some of ["),
+    ("probes", [], OptionError, "some of ["),
+]
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("check", "options", "message"),
-        [
-            (
-                check_jac,
-                {"probes": ["adjiont"]},
-                r"probes=\['adjiont'\]; expected some of \('adjoint', 'diff",
-            ),
-            (check_jac, {"probes": []}, r"probes=\[\]; expected some of"),
-            (check_jac, {"probes": ["symmetry"]}, "probes="),
-            (check_jac, {"samples": 0}, "check_jac: samples=0; expected a positive int"),
-            (check_hessian, {"samples": 0}, "check_hessian: samples=0; expected a positive int"),
-        ],
-    )
-    def test_options(self, check: Any, options: Any, message: str) -> None:
-        with pytest.raises(OptionError, match=message):
-            check(energy, X, **options)
+    @pytest.mark.parametrize("call", CHECKS)
+    @pytest.mark.parametrize(("option", "value", "error", "expected"), OPTIONS)
+    def test_options(
+        self, call: str, option: str, value: object, error: type[Exception], expected: str
+    ) -> None:
+        message = re.escape(f"{call}({option}={value!r}): expected {expected}")
+        with pytest.raises(error, match=message):
+            CHECKS[call](energy, X, **{option: value})
+
+    @pytest.mark.parametrize("call", CHECKS)
+    def test_functions(self, call: str) -> None:
+        with pytest.raises(OptionTypeError, match=rf"{call}\(func\): expected a callable, got int"):
+            CHECKS[call](3, X)
+        message = rf"{call}\(argnums='params'\): func must be an nn.Module, .* got function"
+        with pytest.raises(OptionTypeError, match=message):
+            CHECKS[call](energy, X, argnums="params")
+
+    def test_probes_of_the_other_order(self) -> None:
+        with pytest.raises(OptionError, match=r"expected some of \['adjoint', 'difference'\]\."):
+            check_jac(energy, X, probes=["symmetry"])
 
     def test_integer_inputs(self) -> None:
         with pytest.raises(ArgumentTypeError, match=r"check_jac: x has dtype torch\.int64"):

@@ -12,6 +12,7 @@ from torchjac.errors import OptionError, UnsupportedError
 from torchjac.testing.differences import Estimate
 from torchjac.testing.finite_difference import direction
 from torchjac.testing.judge import Judge
+from torchjac.testing.options import check_options
 from torchjac.testing.point import Argnums, Point, flat, split
 from torchjac.testing.probes import Probe
 from torchjac.testing.report import CheckReport
@@ -32,6 +33,7 @@ def check_jac(
     samples: int = 2,
     rtol: float | None = None,
     atol: float | None = None,
+    step: float | None = None,
     check_dtype: bool = True,
     seed: int = 0,
 ) -> CheckReport:
@@ -63,6 +65,8 @@ def check_jac(
         rtol: a product may differ by this fraction of the sum of its terms' magnitudes. The
             defaults for this and ``atol`` depend on the dtype; float64 tells most.
         atol: and by this much besides. Lower it for functions whose values are tiny.
+        step: the longest displacement of the differences, as in `finite_difference_jac`. Lower it for
+            functions that vary over lengths much below one.
         check_dtype: each leaf must have its input's dtype.
         seed: of the random vectors; the global generators are left as one call of ``func`` does.
 
@@ -71,6 +75,7 @@ def check_jac(
         differentiable, or a reverse pass that PyTorch refuses.
 
     Raises:
+        OptionError, OptionTypeError: an option is none of those above.
         DerivativeError: an `AssertionError` that names the entry, what is there and what should be.
         UnsupportedError: there was nothing to compare with at all.
 
@@ -93,7 +98,10 @@ def check_jac(
         as in `autograd.test_util` and `jax.test_util.check_grads`.
     """
     where = "check_jac"
-    _check_options(where, probes, ("adjoint", "difference"), samples)
+    options = {"has_aux": has_aux, "check_dtype": check_dtype, "seed": seed, "samples": samples}
+    numbers = {"rtol": rtol, "atol": atol, "step": step}
+    check_options(where, func, argnums, kwargs=kwargs, **options, **numbers)
+    _check_probes(where, probes, ("adjoint", "difference"))
     if jac is None:
         import torchjac
 
@@ -101,7 +109,7 @@ def check_jac(
     point = Point(where, func, argnums, args, kwargs or {}, has_aux=has_aux)
     try:
         tensor = _checked(point, jac, 1, args, kwargs or {}, has_aux, check_dtype)
-        known = {"adjoint": _reverse(point), "difference": _differences(point)}
+        known = {"adjoint": _reverse(point), "difference": _differences(point, step)}
         allowance = tolerance([*point.leaves, *point.outputs], rtol, atol)
         judge = Judge(where, "Jacobian", tensor, axes_of(point, 1), allowance, seed)
         with torch.inference_mode(False):
@@ -121,6 +129,7 @@ def check_hessian(
     samples: int = 2,
     rtol: float | None = None,
     atol: float | None = None,
+    step: float | None = None,
     check_dtype: bool = True,
     seed: int = 0,
 ) -> CheckReport:
@@ -146,6 +155,7 @@ def check_hessian(
         samples: how many random vectors per probe.
         rtol: as in `check_jac`.
         atol: as in `check_jac`.
+        step: as in `check_jac`.
         check_dtype: each leaf must have the dtype of one of its inputs.
         seed: of the random vectors.
 
@@ -153,6 +163,7 @@ def check_hessian(
         A summary, with a note on whatever could not be compared.
 
     Raises:
+        OptionError, OptionTypeError: an option is none of those above.
         DerivativeError: an `AssertionError` that names the entry, what is there and what should be.
         UnsupportedError: there was nothing to compare with at all.
 
@@ -168,7 +179,10 @@ def check_hessian(
         As `check_jac`.
     """
     where = "check_hessian"
-    _check_options(where, probes, ("symmetry", "adjoint", "difference"), samples)
+    options = {"has_aux": has_aux, "check_dtype": check_dtype, "seed": seed, "samples": samples}
+    numbers = {"rtol": rtol, "atol": atol, "step": step}
+    check_options(where, func, argnums, kwargs=kwargs, **options, **numbers)
+    _check_probes(where, probes, ("symmetry", "adjoint", "difference"))
     if hessian is None:
         import torchjac
 
@@ -178,7 +192,7 @@ def check_hessian(
         tensor = _checked(point, hessian, 2, args, kwargs or {}, has_aux, check_dtype)
         known = {
             "adjoint": _reverse_over_reverse(point),
-            "difference": _differences_of_gradients(point),
+            "difference": _differences_of_gradients(point, step),
         }
         allowance = tolerance([*point.leaves, *point.outputs], rtol, atol)
         judge = Judge(where, "Hessian", tensor, axes_of(point, 2), allowance, seed)
@@ -192,11 +206,10 @@ def check_hessian(
         point.settle()
 
 
-def _check_options(where: str, probes: Sequence[str], allowed: Sequence[str], samples: int) -> None:
-    if not probes or not set(probes) <= set(allowed):
-        raise OptionError(f"{where}: probes={probes!r}; expected some of {tuple(allowed)}")
-    if samples < 1:
-        raise OptionError(f"{where}: samples={samples!r}; expected a positive int")
+def _check_probes(where: str, probes: Sequence[str], allowed: Sequence[str]) -> None:
+    if isinstance(probes, str) or not probes or not set(probes) <= set(allowed):
+        words = ", ".join(map(repr, allowed))
+        raise OptionError(f"{where}(probes={probes!r}): expected some of [{words}].")
 
 
 def _checked(
@@ -262,10 +275,10 @@ def _reverse(point: Point) -> Probe:
     return Probe("adjoint", "reverse pass", 1, reference)
 
 
-def _differences(point: Point) -> Probe:
+def _differences(point: Point, step: float | None) -> Probe:
     def reference(vectors: list[Tensor]) -> Estimate:
         _refuse_coarse(point)
-        return direction(point.values, point.leaves, split(vectors[0], point.leaves))
+        return direction(point.values, point.leaves, split(vectors[0], point.leaves), step)
 
     return Probe("difference", "finite difference", 0, reference)
 
@@ -279,13 +292,13 @@ def _reverse_over_reverse(point: Point) -> Probe:
     return Probe("adjoint", "reverse over reverse", 2, reference)
 
 
-def _differences_of_gradients(point: Point) -> Probe:
+def _differences_of_gradients(point: Point, step: float | None) -> Probe:
     def reference(vectors: list[Tensor]) -> Estimate:
         def gradient(leaves: Sequence[Tensor]) -> list[Tensor]:
             fresh, outputs = point.recorded(leaves)
             return _pull(outputs, fresh, vectors[0])
 
         _refuse_coarse(point)
-        return direction(gradient, point.leaves, split(vectors[1], point.leaves))
+        return direction(gradient, point.leaves, split(vectors[1], point.leaves), step)
 
     return Probe("difference", "difference of gradients", 1, reference)

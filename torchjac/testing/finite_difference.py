@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchjac.errors import OptionError, OptionTypeError, UnsupportedError
+from torchjac.errors import UnsupportedError
 from torchjac.foundations.pytree import unflatten
 from torchjac.testing.differences import Estimate, Line, along, first_step
+from torchjac.testing.options import check_options
 from torchjac.testing.point import Argnums, Point, flat, split, unravel
 from torchjac.testing.tolerances import precision
+from torchjac.transforms.options import check_choice
 
 __all__ = ["column", "direction", "finite_difference_jac"]
 
@@ -87,16 +89,8 @@ def finite_difference_jac(
         1998.
     """
     where = "finite_difference_jac"
-    if not callable(func):
-        raise OptionTypeError(f"{where}: func is a {type(func).__name__}; expected a callable")
-    if method not in METHODS:
-        raise OptionError(
-            f"{where}: method={method!r}; expected one of {', '.join(map(repr, METHODS))}"
-        )
-    if step is not None and not 0 < step < float("inf"):
-        raise OptionError(
-            f"{where}: step={step!r}; expected a positive number, or None for the default"
-        )
+    check_options(where, func, argnums, has_aux=has_aux, return_error=return_error, step=step)
+    check_choice(where, "method", method, METHODS)
 
     @functools.wraps(func, updated=())
     def jacobian(*args: Any, **kwargs: Any) -> Any:

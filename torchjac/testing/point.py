@@ -9,12 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    OptionTypeError,
-    OutputTypeError,
-)
+from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 
 __all__ = ["Argnums", "Point", "flat", "leaf_labels", "split", "unravel"]
@@ -43,7 +38,7 @@ class Point:
     ) -> None:
         self.where = where
         self._kwargs, self._has_aux = kwargs, has_aux
-        if argnums == "params":
+        if isinstance(argnums, str):  # "params"
             self._func, self._args = _by_parameters(where, func, args)
             names, argnums = ["params"], 0
         else:
@@ -225,11 +220,7 @@ class _Draw:
 def _by_parameters(
     where: str, func: Function, args: Sequence[Any]
 ) -> tuple[Function, tuple[Any, ...]]:
-    if not isinstance(func, torch.nn.Module):
-        raise OptionTypeError(
-            f"{where}: argnums='params' needs a torch.nn.Module; func is a {type(func).__name__}. "
-            "Pass the module itself, or number the arguments"
-        )
+    assert isinstance(func, torch.nn.Module)
     module = func
     named = {name: value for name, value in module.named_parameters() if value.requires_grad}
 
@@ -249,25 +240,18 @@ def _argument_names(func: Function, count: int) -> list[str]:
     return [names[index] if index < len(names) else f"args[{index}]" for index in range(count)]
 
 
-def _chosen(where: str, argnums: Argnums, count: int) -> list[int]:
+def _chosen(where: str, argnums: int | tuple[int, ...], count: int) -> list[int]:
     numbers = argnums if isinstance(argnums, tuple) else (argnums,)
     chosen = []
     for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise OptionTypeError(
-                f"{where}: argnums={argnums!r}; expected an int, a tuple of ints, or 'params' for "
-                "the parameters of a module"
-            )
         if not -count <= number < count:
             raise ArgumentError(
                 f"{where}: argnums={argnums!r} is out of range: there are {count} positional "
                 "arguments, counted from 0"
             )
         chosen.append(number % count)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ArgumentError(
-            f"{where}: argnums={argnums!r} must name at least one argument, each once"
-        )
+    if len(set(chosen)) < len(chosen):
+        raise ArgumentError(f"{where}: argnums={argnums!r} must name each argument once")
     return chosen
 
 

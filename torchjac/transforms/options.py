@@ -61,9 +61,8 @@ class Options(NamedTuple):
         layout: torch.layout = torch.strided,
     ) -> Options:
         """Refuse what cannot be meant, naming the call and what would be right."""
-        if not callable(func):
-            raise OptionTypeError(f"{name}(func): expected a callable, got {type(func).__name__}.")
-        _check_argnums(name, func, argnums)
+        check_function(name, func)
+        check_argnums(name, func, argnums)
         check_flag(name, "has_aux", has_aux)
         check_flag(name, "return_value", return_value)
         check_choice(name, "mode", mode, HESSIAN_MODES if name == "hessian" else MODES)
@@ -76,6 +75,29 @@ class Options(NamedTuple):
         return Options(
             name, argnums, has_aux, return_value, mode, chunk_size, check, pattern, layout
         )
+
+
+def check_function(name: str, func: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(func):
+        raise OptionTypeError(f"{name}(func): expected a callable, got {type(func).__name__}.")
+
+
+def check_argnums(name: str, func: Callable[..., Any], argnums: object) -> None:
+    """Refuse what is no choice among the arguments of a function."""
+    if argnums == PARAMS:
+        if not isinstance(func, torch.nn.Module):
+            raise OptionTypeError(
+                f"{name}(argnums='params'): func must be an nn.Module, whose parameters are meant; got "
+                f"{type(func).__name__}. For a function, pass the parameters as an argument instead."
+            )
+        return
+    meaning = "expected an int, a tuple of ints, or 'params' for the parameters of a module"
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if isinstance(argnums, str) or not numbers:
+        raise OptionError(f"{name}(argnums={argnums!r}): {meaning}.")
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
+        raise OptionTypeError(f"{name}(argnums={argnums!r}): {meaning}.")
 
 
 def check_choice(name: str, option: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -166,19 +188,3 @@ def check_layout(name: str, layout: object, sparsity: object) -> None:
             f"{name}(layout={layout!r}): a sparse layout needs to know where the nonzeros are. Pass "
             f"sparsity='detect', or a pattern."
         )
-
-
-def _check_argnums(name: str, func: Callable[..., Any], argnums: object) -> None:
-    if argnums == PARAMS:
-        if not isinstance(func, torch.nn.Module):
-            raise OptionTypeError(
-                f"{name}(argnums='params'): func must be an nn.Module, whose parameters are meant; got "
-                f"{type(func).__name__}. For a function, pass the parameters as an argument instead."
-            )
-        return
-    meaning = "expected an int, a tuple of ints, or 'params' for the parameters of a module"
-    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
-    if isinstance(argnums, str) or not numbers:
-        raise OptionError(f"{name}(argnums={argnums!r}): {meaning}.")
-    if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
-        raise OptionTypeError(f"{name}(argnums={argnums!r}): {meaning}.")
