@@ -106,6 +106,13 @@ ARGUMENTS: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
     ),
     (0, (torch.ones(2, dtype=torch.bool),), TypeError, "an integer or boolean tensor (torch.bool)"),
     (0, (torch.ones(2, dtype=torch.complex64),), TypeError, "is complex (torch.complex64)"),
+    (
+        0,
+        (torch.eye(2).to_sparse(),),
+        TypeError,
+        "argument 0 is a tensor of layout torch.sparse_coo; derivatives are taken by dense tensors. Pass "
+        "what it is made from",
+    ),
     (0, (2.0,), TypeError, "argument 0 holds a float; expected a tensor"),
     (
         0,

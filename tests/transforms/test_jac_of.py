@@ -101,3 +101,16 @@ def test_an_output_that_is_an_input_beside_a_constant() -> None:
     first, second = torchjac.jac_of([x, torch.ones(3)], x, chunk_size=1)
     torch.testing.assert_close(first, torch.eye(3).double())
     assert second.abs().sum() == 0
+
+
+@pytest.mark.parametrize("outputs", [lambda x: x.sin() * x, lambda x: (x.sin() * x).sum()])
+def test_a_graph_that_has_been_freed_is_named(outputs: Any) -> None:
+    x = torch.linspace(-1, 1, 3, requires_grad=True)
+    y = outputs(x)
+    y.sum().backward()
+    with pytest.raises(ArgumentError) as caught:
+        torchjac.jac_of(y, x)
+    assert str(caught.value) == (
+        "jac_of(outputs): their graph has been freed by an earlier backward pass or Jacobian. Pass "
+        "retain_graph=True there, or compute the outputs again."
+    )

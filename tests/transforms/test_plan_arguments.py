@@ -56,6 +56,33 @@ def test_other_arguments_are_refused(args: Any, kwargs: Any, said: str) -> None:
     assert said in str(caught.value)
 
 
+def times(x: Tensor, matrix: Tensor) -> Tensor:
+    return (matrix @ x[:, None])[:, 0]
+
+
+SPARSE = {
+    "COO": lambda: torch.diag(X).to_sparse_coo(),
+    "CSR": lambda: torch.diag(X).to_sparse_csr(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*PyTorch refused the faster way")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", SPARSE)
+def test_sparse_matrices_are_arguments_that_are_planned_by_sizes(layout: str) -> None:
+    sparse = SPARSE[layout]()
+    plan = torchjac.jac(times).plan(X, sparse)
+    torch.testing.assert_close(plan(X, sparse), torch.diag(X))
+    torch.testing.assert_close(plan(Y, sparse * 2), 2 * torch.diag(X))
+    with pytest.raises(
+        PlanMismatchError, match=r"layout torch\.sparse_\w+ was planned, got .*strided"
+    ):
+        plan(X, torch.diag(X))
+    dense = torchjac.jac(times).plan(X, torch.diag(X))
+    with pytest.raises(PlanMismatchError, match=r"layout torch\.strided was planned, got .*sparse"):
+        dense(X, sparse)
+
+
 @pytest.mark.parametrize(
     ("planned", "given"), [(2, 3), (2, 2.0), (1, True), (0.0, -0.0), ("a", "b"), (2.0, None)]
 )

@@ -217,15 +217,19 @@ def _names(code: types.CodeType) -> tuple[str, ...]:
 def of_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], search: Search | None = None
 ) -> Hashable:
-    """Describe arguments by tree, shapes, dtypes and devices; others are described as captured ones."""
+    """Describe arguments by tree and kinds of tensors; others are described as captured ones."""
     if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
-        return tuple([(arg.shape, arg.dtype, arg.device) for arg in args])
+        return tuple([_of_tensor(arg) for arg in args])
     search = search or Search()
     leaves, spec = flatten((args, dict(kwargs)))
     described = [
-        (leaf.shape, leaf.dtype, leaf.device)
-        if isinstance(leaf, torch.Tensor)
-        else _describe(leaf, search)
+        _of_tensor(leaf) if isinstance(leaf, torch.Tensor) else _describe(leaf, search)
         for leaf in leaves
     ]
     return (spec, *described)
+
+
+def _of_tensor(tensor: torch.Tensor) -> Hashable:
+    # Nested tensors have no shape.
+    shape = "nested" if tensor.is_nested else tensor.shape
+    return (shape, tensor.layout, tensor.dtype, tensor.device)

@@ -14,6 +14,7 @@ from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.surroundings import exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
+from torchjac.foundations.strides import is_dense
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.signature import Search, of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
@@ -147,8 +148,9 @@ class Call:
             )
 
     def _check_leaf(self, leaf: object, number: int | str) -> None:
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return  # before any text is made: the compiler cannot trace that for sizes that vary
+        # Before any text is made: the compiler cannot trace that for sizes that vary.
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and is_dense(leaf):
+            return
         where = f"{self.options.name}(argnums={self.options.argnums!r}): argument {number}"
         if leaf is None:
             raise ArgumentTypeError(
@@ -159,6 +161,12 @@ class Call:
             raise ArgumentTypeError(
                 f"{where} holds a {type(leaf).__name__}; expected a tensor, or a tree of tensors. "
                 f"Wrap the number in torch.tensor, or choose other argnums."
+            )
+        if leaf.is_floating_point():
+            kind = "nested" if leaf.is_nested else f"of layout {leaf.layout}"
+            raise ArgumentTypeError(
+                f"{where} is a tensor {kind}; derivatives are taken by dense tensors. Pass what it is made "
+                f"from (its values, x.to_dense(), a padded tensor), and make it within func."
             )
         kind = "complex" if leaf.is_complex() else "an integer or boolean tensor"
         remedy = "torch.view_as_real(x)" if leaf.is_complex() else "x.to(torch.get_default_dtype())"

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from torchjac.errors import ArgumentError, ArgumentTypeError
+from torchjac.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 from torchjac.evaluation.engines import Graph
 from torchjac.evaluation.graphs import describe
 from torchjac.foundations.pytree import flatten, unflatten
-from torchjac.planning.problem import Problem
+from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.signature import of_arguments
 from torchjac.planning.solve import solve
 from torchjac.transforms.options import Check, ChunkSize, check_choice, check_chunk_size, check_flag
@@ -61,8 +61,8 @@ def jac_of(
         Floating-point inputs and outputs; a leaf has the dtype of its input.
 
     Raises:
-        ArgumentError: an input does not require grad, no output has a graph, or, with ``batched``, the
-            sizes of dim 0 differ.
+        ArgumentError: an input does not require grad, no output has a graph, or one that has been freed;
+            or, with ``batched``, the sizes of dim 0 differ.
         ArgumentTypeError: a leaf is no floating-point tensor.
         BatchCouplingError: with ``batched``, where one sample's output depends on another's input.
 
@@ -94,7 +94,7 @@ def jac_of(
         _check_batch([*values, *input_leaves])
     retain = create_graph if retain_graph is None else retain_graph
     graph = Graph(values, input_leaves, create_graph=create_graph, retain_graph=retain)
-    answer = solve(
+    answer = _solved(
         Problem(
             name="jac_of",
             function=lambda leaves: (tuple(values), ()),
@@ -113,6 +113,18 @@ def jac_of(
     return unflatten(
         [next(trees) if _is_differentiable(leaf) else None for leaf in output_leaves], output_spec
     )
+
+
+def _solved(problem: Problem) -> Answer:
+    try:
+        return solve(problem)
+    except UnsupportedError as error:
+        if "backward through the graph a second time" not in str(error.__cause__):
+            raise
+        raise ArgumentError(
+            "jac_of(outputs): their graph has been freed by an earlier backward pass or Jacobian. Pass "
+            "retain_graph=True there, or compute the outputs again."
+        ) from error.__cause__
 
 
 def _signature(

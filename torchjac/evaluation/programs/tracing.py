@@ -22,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchjac.evaluation.surroundings import exclusively, is_fake, without_transforms
 from torchjac.foundations.collection import uncollected
 from torchjac.foundations.pytree import flatten
+from torchjac.foundations.strides import dense_stride, is_dense
 
 __all__ = [
     "UntraceableError",
     "as_functional",
     "captured_tensors",
-    "dense_stride",
     "draws_random_numbers",
     "for_any_strides",
     "quietly",
@@ -70,6 +70,9 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+
+    if not all(map(is_dense, tensors)):
+        raise UntraceableError("it takes a sparse or nested tensor")
 
     def watched(*tensors: Tensor) -> Any:
         calls = _Calls()
@@ -190,11 +193,6 @@ class _Watched(TorchDispatchMode):
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in flatten(tree)[0] if isinstance(leaf, Tensor)]
-
-
-def dense_stride(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of a copy: the tensor's own, where its elements fill their memory, each its own place."""
-    return torch.empty_like(tensor, device="meta").stride()
 
 
 def _complete(graph: GraphModule, mode: Any) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.programs.tracing import dense_stride
 from torchjac.foundations.pytree import TreeSpec, flatten, unflatten
+from torchjac.foundations.strides import dense_stride, is_dense
 from torchjac.planning.captured.bindings import same
 
 __all__ = ["Arguments", "Fields", "are_plain", "as_dense"]
@@ -65,17 +65,23 @@ def _described(
 
 def _leaf(leaf: Any) -> dict[str, Any]:
     if isinstance(leaf, Tensor):
-        return {"shape": tuple(leaf.shape), "dtype": leaf.dtype, "device": leaf.device}
+        shape = None if leaf.is_nested else tuple(leaf.shape)
+        kind = {"shape": shape, "dtype": leaf.dtype, "device": leaf.device}
+        return kind if is_dense(leaf) else {**kind, "layout": leaf.layout}
     return {"value": leaf}
 
 
 def _compared(planned: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    if planned.keys() != got.keys():
+    if ("value" in planned) != ("value" in got):
         return [f"a {_kind(planned)} was planned, got a {_kind(got)}"]
+    pairs = [
+        (field, planned.get(field, torch.strided), got.get(field, torch.strided))
+        for field in {**planned, **got}
+    ]
     return [
-        f"{field} {planned[field]!r} was planned, got {got[field]!r}"
-        for field in planned
-        if not same(planned[field], got[field])
+        f"{field} {before!r} was planned, got {now!r}"
+        for field, before, now in pairs
+        if not same(before, now)
     ]
 
 
@@ -113,6 +119,7 @@ class Arguments:
             not kwargs
             and len(at) == len(args)
             and are_plain(args)
+            and all(map(is_dense, args))
             and all(id(t) in at for t in inputs)
         ):
             self._kinds = [(arg.shape, arg.dtype, arg.device) for arg in args]
@@ -128,6 +135,7 @@ class Arguments:
                 not isinstance(arg, Tensor)
                 or arg.shape != shape
                 or arg.dtype is not dtype
+                or arg.layout is not torch.strided
                 or arg.device != device
             ):
                 return None
