@@ -1,7 +1,7 @@
-"""What torch.compile leaves on what it makes, and when it works below a dispatch mode.
+"""What torch.compile leaves on what it makes, and what it does below a dispatch mode.
 
-`torchjac.planning.captured.reach` knows a compiled function by an attribute; `torchjac.planning.look`
-asks for a mode under which compiled functions stay compiled.
+`torchjac.planning.captured.reach` knows a compiled function by an attribute;
+`torchjac.foundations.compiler` has compiled functions run as they were written.
 """
 
 import pytest
@@ -16,15 +16,29 @@ pytestmark = pytest.mark.skipif(not DETECTS, reason="torch.compile is refused by
 X = torch.linspace(-1, 1, 4)
 
 
-class Under(TorchDispatchMode):
-    """Changes nothing, and lets torch.compile work below."""
+needs_stances = pytest.mark.skipif(
+    not hasattr(getattr(torch, "compiler", None), "set_stance"),
+    reason="this PyTorch has no stances",
+)
 
-    @classmethod
-    def ignore_compile_internals(cls):
-        return True
+
+class Nothing(TorchDispatchMode):
+    """Changes nothing."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
+
+
+def counted(fullgraph):
+    """A compiled function, and the graphs that were made of it so far."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    return torch.compile(lambda x: x.sin(), fullgraph=fullgraph, backend=backend), graphs
 
 
 def test_what_is_compiled_is_marked_and_the_rest_is_not():
@@ -39,18 +53,22 @@ def test_what_is_compiled_is_marked_and_the_rest_is_not():
     assert not is_marked(func)
 
 
-def test_a_function_first_called_below_a_mode_is_compiled_by_its_leave():
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    def func(x):
-        return x.sin() * x
-
-    compiled = torch.compile(func, backend=backend, fullgraph=True)
-    with Under():
-        torch.testing.assert_close(compiled(X), func(X))
-    torch.testing.assert_close(compiled(X), func(X))
+@needs_stances
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_a_function_that_runs_as_written_below_a_mode_is_compiled_later(fullgraph):
+    compiled, graphs = counted(fullgraph)
+    with torch.compiler.set_stance("force_eager"), Nothing():
+        torch.testing.assert_close(compiled(X), X.sin())
+    assert not graphs
+    torch.testing.assert_close(compiled(X), X.sin())
     assert graphs
+
+
+@needs_stances
+def test_one_that_is_met_below_a_mode_is_given_up():
+    """If this fails, `torchjac.foundations.compiler` is not needed any more."""
+    compiled, graphs = counted(fullgraph=False)
+    with Nothing():
+        compiled(X)
+    torch.testing.assert_close(compiled(X), X.sin())
+    assert not graphs

@@ -1,6 +1,5 @@
 """Compiled transforms of inputs whose sizes vary: the sizes stay open, so that few graphs do for all."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch.func import jacrev, vmap
 
 import torchjac
 from tests.sparse import DETECTS
-from torchjac.errors import TorchjacFallbackWarning
 
 NEW = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 pytestmark = [
@@ -112,22 +110,3 @@ def test_forward_mode_of_batches_of_several_sizes(per_sample: bool, dynamic: Any
     transform = torchjac.batched_jac(nn.Linear(2, 9), per_sample=per_sample, mode="forward")
     inputs = [torch.linspace(0, 1, 2 * n).reshape(n, 2) for n in (4, 5, 6)]
     assert graphs_for(transform, *inputs, dynamic=dynamic) <= len(inputs)
-
-
-@pytest.mark.parametrize("outputs", [3, 9])
-@pytest.mark.parametrize("fullgraph", [True, False])
-def test_of_a_function_that_is_compiled(outputs: int, fullgraph: bool) -> None:
-    matrix = torch.linspace(-1, 1, 3 * outputs).reshape(outputs, 3)
-
-    def func(x: Tensor) -> Tensor:
-        return matrix @ x.sin()
-
-    torch._dynamo.reset()
-    x, backend = torch.linspace(0, 1, 3), Counting()
-    compiled = torch.compile(func, fullgraph=fullgraph, backend=backend)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TorchjacFallbackWarning)
-        torch.testing.assert_close(torchjac.jac(compiled)(x), torchjac.jac(func)(x))
-    # The look at it does not keep the compiler from it for ever.
-    compiled(x)
-    assert backend.graphs > 0

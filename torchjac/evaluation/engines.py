@@ -30,6 +30,7 @@ from torchjac.evaluation.surroundings import (
     inside_transform,
     is_out_of_memory,
 )
+from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.overlap import shares_elements
 from torchjac.foundations.seeds import Chunk
 
@@ -158,9 +159,10 @@ class Pullback(Engine):
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
         self.primals = primals
         # PyTorch's annotation leaves out what has_aux adds.
-        self.values, self._pull, self.carried = torch.func.vjp(  # type: ignore[misc]
-            lambda *leaves: function(leaves), *primals, has_aux=True
-        )
+        with uncompiled():
+            self.values, self._pull, self.carried = torch.func.vjp(  # type: ignore[misc]
+                lambda *leaves: function(leaves), *primals, has_aux=True
+            )
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         del last
@@ -196,12 +198,13 @@ class Push(Engine):
                 full[index] = leaf
             return self._function(full)
 
-        values, products, carried = torch.func.jvp(  # type: ignore[misc]
-            partial,
-            tuple(self.primals[leaf] for leaf in touched),
-            tangents,
-            has_aux=True,
-        )
+        with uncompiled():
+            values, products, carried = torch.func.jvp(  # type: ignore[misc]
+                partial,
+                tuple(self.primals[leaf] for leaf in touched),
+                tangents,
+                has_aux=True,
+            )
         self.values, self.carried = values, carried
         return list(products)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -17,6 +17,8 @@ from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils import _python_dispatch
 from torch.utils._device import DeviceContext
+
+from torchjac.foundations.compiler import compiling
 
 __all__ = [
     "Draw",
@@ -36,15 +38,6 @@ __all__ = [
 ]
 
 _functorch = torch._C._functorch
-
-
-def _never() -> bool:
-    """What `compiling` is before torch 2.1, whose compiler cannot trace torch.func at all."""
-    return False
-
-
-compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_compiling", _never)
-"""True while torch.compile traces the call."""
 
 
 def inside_transform() -> bool:

@@ -10,6 +10,7 @@ from torchjac.evaluation.divided import divided
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
 from torchjac.evaluation.evaluator import Places, assemble, places_in, refuse_other_values, run
 from torchjac.evaluation.surroundings import Draw, exclusively, has_values, inside_transform
+from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, Seeds
 from torchjac.planning.chunks import always_fits, bytes_per_pass, choose_chunk_size
@@ -30,9 +31,16 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     function = problem.differentiated(way)
     if problem.compression is not None:
         return _compressed(problem, way, function, problem.compression, record)
-    with exclusively(way.direction == "forward"):
+    with exclusively(way.direction == "forward"), uncompiled(not _is_plain(problem, way, record)):
         engine = _engine(problem, function, way.direction)
         return read_off(problem, way, function, engine, record)
+
+
+def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
+    """Whether the passes are plain backward passes, all that a compiled function allows."""
+    if way.direction == "forward" or way.inner is not None:
+        return False
+    return not way.vectorised or (record is not None and problem.rows(record.output_counts) == 1)
 
 
 def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> Engine:
@@ -64,7 +72,7 @@ def _compressed(
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
-        with exclusively(direction == "forward"):
+        with exclusively(direction == "forward"), uncompiled():
             engine = _engine(problem, function, direction)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more

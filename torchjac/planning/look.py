@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchjac.foundations.compiler import uncompiled
 from torchjac.planning.modes import FORWARD_COST, FORWARD_COST_OF_CONVOLUTIONS
 
 __all__ = ["Look", "evaluate_plainly", "look"]
@@ -34,11 +35,6 @@ class _Watch(TorchDispatchMode):
     convolves = False
     requires_grad = False
 
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Let torch.compile work below: the frames that a mode keeps it from it never compiles again."""
-        return True
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -59,7 +55,7 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     An exception that this raises is the function's own, for nothing is differentiated here.
     """
     values = None
-    with _Watch() as watch:  # type: ignore[no-untyped-call]
+    with uncompiled(), _Watch() as watch:  # type: ignore[no-untyped-call]
         try:
             values = evaluate_plainly(evaluate, primals)
         except Exception:  # noqa: BLE001 - a compiled function, say, that refuses to be watched

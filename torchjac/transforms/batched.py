@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchjac.errors import ArgumentError, OptionError, OptionTypeError, OutputTypeError
 from torchjac.evaluation.surroundings import Draw
+from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
 from torchjac.planning.problem import Problem
 from torchjac.transforms.call import Call, Leaves, Outcome
@@ -338,7 +339,8 @@ class _SampleCall(_BatchCall):
     ) -> list[Tensor]:
         try:
             batched = torch.func.vmap(sample, (0, places), randomness=self._randomness)
-            return list(batched(leaves, stacks))
+            with uncompiled():
+                return list(batched(leaves, stacks))
         except RuntimeError as error:
             if "randomness error mode" not in str(error):
                 raise

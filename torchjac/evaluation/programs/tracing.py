@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.evaluation.surroundings import exclusively, is_fake, without_transforms
 from torchjac.foundations.collection import uncollected
+from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.strides import dense_stride, is_dense
 
@@ -86,7 +87,14 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
             torch.empty_strided(t.size(), dense_stride(t), dtype=t.dtype, device=t.device)
             for t in tensors
         ]
-    with exclusively(), without_transforms(), torch.no_grad(), quietly(), uncollected():
+    with (
+        exclusively(),
+        uncompiled(),
+        without_transforms(),
+        torch.no_grad(),
+        quietly(),
+        uncollected(),
+    ):
         try:
             graph = make_fx(watched, tracing_mode="fake")(*fakes)
         except UntraceableError:

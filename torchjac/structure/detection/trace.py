@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchjac.errors import StructureError
 from torchjac.foundations.collection import uncollected
+from torchjac.foundations.compiler import uncompiled
 from torchjac.structure.detection import rules  # noqa: F401 - fills the registry
 from torchjac.structure.detection.constants import Constant
 from torchjac.structure.detection.index_sets import IndexSets
@@ -132,7 +133,7 @@ def linear_pattern(
             sets = IndexSets.identity(tensor.numel(), first, columns)
             mode.interpreter.storages.write(tensor, sets)
             first += tensor.numel()
-        with mode, _as_structure_error(), uncollected():
+        with uncompiled(), mode, _as_structure_error(), uncollected():
             outputs = function(points, inputs)
     return mode.detected(outputs)
 
