@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.sparse import DETECTS
+from torchjac.foundations.compiler import uncompiled
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="torch.compile is refused by this PyTorch")
 
@@ -56,9 +57,14 @@ def test_what_is_compiled_is_marked_and_the_rest_is_not():
 @needs_stances
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_a_function_that_runs_as_written_below_a_mode_is_compiled_later(fullgraph):
+    """`torchjac.foundations.compiler` does what `torch.compiler.set_stance` does, without its refusals."""
+    from torch._dynamo import eval_frame
+
     compiled, graphs = counted(fullgraph)
-    with torch.compiler.set_stance("force_eager"), Nothing():
+    with uncompiled(), Nothing():
+        assert eval_frame._stance == eval_frame.DynamoStance("force_eager")
         torch.testing.assert_close(compiled(X), X.sin())
+    assert eval_frame._stance == eval_frame.DynamoStance("default")
     assert not graphs
     torch.testing.assert_close(compiled(X), X.sin())
     assert graphs

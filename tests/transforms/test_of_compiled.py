@@ -90,6 +90,19 @@ def test_plain_backward_passes_are_those_of_the_compiled_function(chunk_size: An
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize("func", [tridiagonal, wide])
+def test_where_a_compiled_function_hands_over_to_python(func: Callable[[Tensor], Tensor]) -> None:
+    inner, _ = counted(func, fullgraph=True)
+
+    def step(x: Tensor) -> Tensor:
+        y = x * 2
+        torch._dynamo.graph_break()
+        return torchjac.jac(inner)(y) * x.sum()
+
+    compiled = torch.compile(step, backend="eager")
+    torch.testing.assert_close(compiled(X), torchjac.jac(func)(2 * X) * X.sum())
+
+
 def test_threads_leave_the_compiler_as_they_found_it() -> None:
     compiled, graphs = counted(wide, fullgraph=True)
     derivative, expected = torchjac.jac(compiled), torchjac.jac(wide)(X)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 __all__ = ["compiling", "uncompiled"]
-
-_HAS_STANCES = hasattr(getattr(torch, "compiler", None), "set_stance")
 
 
 def _never() -> bool:
@@ -25,28 +23,33 @@ compiling: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_co
 
 
 class _Stance:
-    """PyTorch's, which is the process's: the first thread to come sets it, and the last sets it back."""
+    """The compiler's, which is the process's: the first thread to come sets it, the last sets it back.
+
+    `torch.compiler.set_stance` does the same, and refuses to where a compiled function has handed over to
+    Python, which is where it calls a transform that it cannot trace.
+    """
 
     def __init__(self) -> None:
         self._lock, self._inside = threading.Lock(), 0
-        self._set: Any = None
+        self._before: Any = None
 
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._set = torch.compiler.set_stance("force_eager")
-                self._set.__enter__()
+                frames: Any = sys.modules[_FRAMES]
+                self._before = frames._stance
+                frames._stance = frames.DynamoStance("force_eager")
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    self._set.__exit__(None, None, None)
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                frames: Any = sys.modules[_FRAMES]
+                frames._stance = self._before
 
 
+_FRAMES = "torch._dynamo.eval_frame"
 _stance = _Stance()
 _unchanged = contextlib.nullcontext()
 
@@ -59,6 +62,6 @@ def uncompiled(needed: bool = True) -> contextlib.AbstractContextManager[object]
     backward pass of a compiled function cannot be vmapped, nor differentiated.
     """
     # Nothing can be compiled before the compiler was imported, which takes a second.
-    if not needed or compiling() or "torch._dynamo" not in sys.modules or not _HAS_STANCES:
+    if not needed or compiling() or not hasattr(sys.modules.get(_FRAMES), "_stance"):
         return _unchanged
-    return _stance()
+    return _stance
