@@ -123,22 +123,13 @@ def _answer(
 def to_check(problem: Problem, way: Way, record: Record) -> bool:
     """Whether the options want what ``way`` finds compared with a trusted answer, and it can be."""
     if problem.check == "never":
-        return False
-    if problem.check == "first" and way in record.checked and _is_settled(problem, record):
+        # Numbers are not compared; but what was detected is no promise of the user's.
+        return (
+            problem.sparsity == "detect" and not problem.is_settled and has_values(problem.primals)
+        )
+    if problem.check == "first" and way in record.checked and problem.is_settled:
         return False
     return has_values(problem.primals)
-
-
-def _is_settled(problem: Problem, record: Record) -> bool:
-    """Whether what was right once is right for every call of the signature.
-
-    A pattern that was detected is one of the function's numbers and constants too. Where the signature
-    cannot tell these (an attribute of an object, an array, a tensor changed behind PyTorch's back),
-    every call is checked.
-    """
-    if problem.sparsity != "detect" or record.compression is None:
-        return True
-    return problem.is_sure() and not record.compression.relies_on_constants
 
 
 def _prepare(

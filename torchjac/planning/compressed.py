@@ -12,6 +12,7 @@ from torch import Tensor
 from torchjac.errors import PatternError
 from torchjac.evaluation.engines import Direction
 from torchjac.evaluation.surroundings import without_transforms
+from torchjac.foundations.checksums import checksum
 from torchjac.foundations.digests import Digest, digest
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.store import Store
@@ -88,6 +89,7 @@ class Compression:
             (weakref.ref(tensor), None if tensor.is_inference() else tensor._version)
             for tensor in constants
         ]
+        self._checksums = self._summed_up()
 
     @property
     def nbytes(self) -> int:
@@ -117,6 +119,18 @@ class Compression:
             if tensor is not None and version is not None and tensor._version != version:
                 return True
         return False
+
+    @property
+    def is_true_to_constants(self) -> bool:
+        """Whether these hold what they held, bit for bit.
+
+        What is written through ``.data`` or an array PyTorch does not count as a change.
+        """
+        return not self._constants or (not self.is_stale and self._checksums == self._summed_up())
+
+    def _summed_up(self) -> list[bytes]:
+        with without_transforms():
+            return [checksum(tensor) for tensor in self.constants]
 
     def check_shape(self, num_rows: int, num_columns: int) -> None:
         """Refuse a pattern that is not one of a derivative with so many rows and columns."""

@@ -79,6 +79,12 @@ class Problem:
     """The sparsity put to use, once it is known."""
     is_sure: Callable[[], bool] = lambda: True
     """Whether the signature tells apart all that a pattern can depend on."""
+    note: Callable[[Hashable], None] = lambda key: None
+    """Takes down what else the function of a signature reaches, if the transform is kept."""
+    is_unchanged: Callable[[Hashable], bool] = lambda key: False
+    """Whether that has been taken down, and is so still."""
+    is_settled: bool = True
+    """Whether the pattern is certainly one of the function as it is now, and not only as it was."""
 
     def ways(self, num_outputs: int) -> tuple[Way, ...]:
         """The ways that the options leave, best first."""

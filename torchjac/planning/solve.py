@@ -10,19 +10,21 @@ from dataclasses import replace
 
 import torch
 
-from torchjac.errors import SparsityMismatchError, TorchjacError, UnsupportedError
+from torchjac.errors import PatternError, SparsityMismatchError, TorchjacError, UnsupportedError
 from torchjac.evaluation.engines import linearize
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.graphs import describe
 from torchjac.evaluation.surroundings import (
     Draw,
     compiling,
+    has_values,
     inside_transform,
     inside_vmap,
     is_out_of_memory,
     out_of_inference,
 )
 from torchjac.planning.attempt import attempt, read_off, to_check
+from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
@@ -64,29 +66,51 @@ def solve(problem: Problem) -> Answer:
 
 def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     draw = None
-    if record is not None and record.compression is not None and record.compression.is_stale:
-        record = None
+    if record is not None and record.compression is not None:
+        problem.is_settled = _is_settled(problem, key, record.compression)
+        record = None if _is_outdated(problem, record.compression) else record
     is_new = record is None
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
     if record is None:
+        if problem.sparsity is not None and not problem.is_sure():
+            problem.note(key)
         record = first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
+        problem.is_settled = True
     problem.compression = record.compression
-    answer = _first_that_works(problem, record, draw)
-    if draw is None or not to_check(problem, answer.way, record):
-        return answer
-    # What the answer is compared with must not be written over it.
-    known, apart = record, replace(problem, into=None, shown=None, ranks=None)
     try:
+        answer = _first_that_works(problem, record, draw)
+        if draw is None or not to_check(problem, answer.way, record):
+            return answer
+        # What the answer is compared with must not be written over it.
+        known, apart = record, replace(problem, into=None, shown=None, ranks=None)
         return verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
-    except SparsityMismatchError:
+    except (SparsityMismatchError, PatternError):
         if is_new or problem.sparsity != "detect":
             raise
-    # What was detected for an earlier call is not true any more: a number that the signature cannot
+    # What was detected for an earlier call is not true any more: something that the signature cannot
     # tell has changed.
-    draw.again()
+    if draw is not None:
+        draw.again()
     return _solve(problem, key, None)
+
+
+def _is_settled(problem: Problem, key: Hashable, compression: Compression) -> bool:
+    """Whether a pattern that was right once is certainly one of the function as it is now.
+
+    A pattern is one of the function's numbers and constants too. Where the signature cannot tell these (an
+    attribute of a module, an array), nor anybody has watched them, every call is compared.
+    """
+    known = problem.is_sure() or problem.is_unchanged(key)
+    return known and (problem.sparsity != "detect" or compression.is_true_to_constants)
+
+
+def _is_outdated(problem: Problem, compression: Compression) -> bool:
+    """Whether a pattern has to be detected anew: it is wrong, or may be and cannot be compared."""
+    if problem.sparsity != "detect":
+        return False
+    return compression.is_stale or not (problem.is_settled or has_values(problem.primals))
 
 
 def first_look(problem: Problem, draw: Draw) -> Record:

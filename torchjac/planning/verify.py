@@ -131,7 +131,8 @@ def _refuse_pattern(
         if len(at)
     ]
     remedy = (
-        "The pattern was detected, so this is a mistake of torchjac: please report it"
+        "The pattern was detected: either func does something else whenever it is called (it draws from "
+        "Python's random, or counts its calls), or this is a mistake of torchjac, to be reported"
         if problem.sparsity == "detect"
         else "Add the entries that it lacks, or pass sparsity='detect'"
     )

@@ -15,6 +15,7 @@ from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.surroundings import exclusively
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
+from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.signature import Search, of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
@@ -314,6 +315,7 @@ def asks(
     options: Options, func: Callable[..., Any], order: int
 ) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Call, Problem]]:
     """What a call of a transform of whole arguments asks for: of order 1 a Jacobian, of 2 a Hessian."""
+    watch = Watch(func) if options.sparsity is not None else None
 
     def ask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Problem]:
         call = Call(options, func, args, kwargs)
@@ -333,6 +335,9 @@ def asks(
             is_sure=lambda: call.is_sure,
             layout=options.layout,
         )
+        if watch is not None:
+            problem.note = lambda key: watch.note(key, args, kwargs)
+            problem.is_unchanged = watch.is_unchanged
         return call, problem
 
     return ask
