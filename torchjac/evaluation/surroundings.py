@@ -22,6 +22,7 @@ from torchjac.foundations.compiler import compiling
 
 __all__ = [
     "Draw",
+    "are_faked",
     "carry_tangents",
     "compiling",
     "defaults",
@@ -29,8 +30,10 @@ __all__ = [
     "has_values",
     "inside_transform",
     "inside_vmap",
+    "is_aside",
     "is_fake",
     "is_out_of_memory",
+    "is_traced",
     "nothing_around",
     "out_of_inference",
     "without_modes",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 _functorch = torch._C._functorch
+_MODE_KEYS = "_TorchDispatchModeKey"
 
 
 def inside_transform() -> bool:
@@ -108,6 +112,21 @@ def _default_device() -> torch.device | None:
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has a shape and no values, being part of a trace."""
     return hasattr(tensor, "fake_mode")
+
+
+def are_faked() -> bool:
+    """Whether a mode makes all that is computed fake, so that nothing is written; since torch 2.1."""
+    return _is_active("FAKE")
+
+
+def is_traced() -> bool:
+    """Whether all that is computed is written down as a graph; since torch 2.1."""
+    return _is_active("PROXY")
+
+
+def _is_active(mode: str) -> bool:
+    mode_of, keys = (getattr(torch._C, name, None) for name in ("_get_dispatch_mode", _MODE_KEYS))
+    return mode_of is not None and keys is not None and mode_of(getattr(keys, mode)) is not None
 
 
 def out_of_inference(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -181,10 +200,24 @@ class Draw:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Draw from the call's start within the block, and leave the generators untouched after it."""
+        """Draw from the call's start within the block, and leave the generators untouched after it.
+
+        What is evaluated within it is to leave no trace elsewhere either; see `is_aside`.
+        """
         now = self._read()
         self.again()
+        outer = is_aside()
+        _aside.inside = True
         try:
             yield
         finally:
+            _aside.inside = outer
             self._write(now)
+
+
+_aside = threading.local()
+
+
+def is_aside() -> bool:
+    """Whether an evaluation is one on top of those that the user asked for."""
+    return getattr(_aside, "inside", False)

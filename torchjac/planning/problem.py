@@ -79,6 +79,8 @@ class Problem:
     """The sparsity put to use, once it is known."""
     is_sure: Callable[[], bool] = lambda: True
     """Whether the signature tells apart all that a pattern can depend on."""
+    keep_state: Callable[[], None] = lambda: None
+    """Keeps the state at the call's start, for evaluations on top of those that the user asked for."""
     note: Callable[[Hashable], None] = lambda key: None
     """Takes down what else the function of a signature reaches, if the transform is kept."""
     is_unchanged: Callable[[Hashable], bool] = lambda key: False

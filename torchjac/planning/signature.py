@@ -19,7 +19,7 @@ import torch
 
 from torchjac.foundations.pytree import flatten
 
-__all__ = ["Identity", "Search", "of_arguments", "of_function"]
+__all__ = ["Identity", "Search", "modules_of", "of_arguments", "of_function"]
 
 # What a closure holds beside functions and modules are values, and values do not change which code
 # runs; these do, because they are how switches are written.
@@ -57,12 +57,12 @@ class Search:
         values: whether numbers and tensors are told apart by what they hold.
     """
 
-    __slots__ = ("found_module", "is_sure", "seen", "values")
+    __slots__ = ("is_sure", "modules", "seen", "values")
 
     def __init__(self, values: bool = False) -> None:
         self.seen: set[int] = set()
         self.values = values
-        self.found_module = False
+        self.modules: list[torch.nn.Module] = []
         self.is_sure = True
         """Whether nothing was met whose contents the description leaves out: what is described the same
         may else differ in a number."""
@@ -83,7 +83,14 @@ def of_function(func: Any, search: Search | None = None) -> tuple[Hashable, bool
     """
     search = search or Search()
     described = _describe(func, search)
-    return described, search.found_module
+    return described, bool(search.modules)
+
+
+def modules_of(func: Any) -> list[torch.nn.Module]:
+    """The modules that ``func`` reaches, without those within them."""
+    search = Search()
+    _describe(func, search)
+    return search.modules
 
 
 def _describe(subject: Any, search: Search) -> Any:
@@ -127,7 +134,8 @@ def _describe_value(subject: Any) -> Any:
 
 
 def _describe_module(module: torch.nn.Module, search: Search) -> Any:
-    search.found_module, search.is_sure = True, False
+    search.modules.append(module)
+    search.is_sure = False
     # Training mode changes what runs: batch norm couples the samples, dropout draws.
     training = [module.training for module in module.modules()]
     held = [_describe_value(buffer) for buffer in module.buffers()] if search.values else ()

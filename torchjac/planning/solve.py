@@ -72,6 +72,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     is_new = record is None
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
+        problem.keep_state()
     if record is None:
         if problem.sparsity is not None and not problem.is_sure():
             problem.note(key)

@@ -223,8 +223,8 @@ def _checked(
 ) -> Tensor:
     """Evaluate what is under test at the point's own random draw, and read it."""
     if callable(derivative):
-        point.again()
-        derivative = derivative(*args, **kwargs)
+        with point.again():
+            derivative = derivative(*args, **kwargs)
         if has_aux:
             derivative = derivative[0]
     return read(point, derivative, order, check_dtype=check_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
+from torchjac.evaluation.buffers import Buffers
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
+from torchjac.planning.signature import modules_of
 
 __all__ = ["Argnums", "Point", "flat", "leaf_labels", "split", "unravel"]
 
@@ -59,6 +62,7 @@ class Point:
             for label, leaf in zip(self.input_labels, leaves, strict=True)
         ]
         self._draw = _Draw(self.leaves)
+        self._buffers = Buffers(modules_of(func))
         self._needs_graph = False
         self.outputs = self._first_values()
 
@@ -71,6 +75,7 @@ class Point:
             if "does not require grad" not in str(error):
                 raise
             self._needs_graph = True
+            self._draw.again()
             output = self._recorded_call(self.leaves)[1]
         self._after = self._draw.read()
         self.aux = None
@@ -94,33 +99,32 @@ class Point:
         """The differentiable output leaves at ``leaves``, without a graph."""
         if self._needs_graph:
             return [value.detach() for value in self.recorded(leaves)[1]]
-        self._draw.again()
-        with torch.inference_mode(False), torch.no_grad():
+        with self.again(), torch.inference_mode(False), torch.no_grad():
             return [value.detach() for value in self._pick(self._call(leaves))]
 
     def recorded(self, leaves: Sequence[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Fresh autograd leaves, and the outputs that plain autograd recorded from them."""
-        fresh, output = self._recorded_call(self.leaves if leaves is None else leaves)
-        return fresh, self._pick(output)
+        with self.again():
+            fresh, output = self._recorded_call(self.leaves if leaves is None else leaves)
+            return fresh, self._pick(output)
 
     def raw_values(
         self, replace: Callable[[Tensor], Tensor], leaves: Sequence[Tensor]
     ) -> list[Tensor]:
         """The outputs with ``replace`` applied to all other tensors too; for complex steps."""
-        self._draw.again()
-        with torch.inference_mode(False), torch.no_grad():
+        with self.again(), torch.inference_mode(False), torch.no_grad():
             return self._pick(self._call(leaves, replace))
 
-    def again(self) -> None:
-        """Set the random generators back to where the point found them."""
+    def again(self) -> contextlib.AbstractContextManager[None]:
+        """Be where the point found the random generators, and the buffers of modules within the block."""
         self._draw.again()
+        return self._buffers.apart()
 
     def settle(self) -> None:
         """Leave the random generators where one evaluation of ``func`` leaves them."""
         self._draw.write(self._after)
 
     def _recorded_call(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
-        self._draw.again()
         with torch.inference_mode(False), torch.enable_grad():
             fresh = [leaf.detach().clone().requires_grad_() for leaf in leaves]
             # func gets a copy with a history (see `_call`), since a leaf must not change in place.

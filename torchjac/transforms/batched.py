@@ -133,6 +133,7 @@ def batched_jac(
             chunk_size=options.chunk_size,
             check=options.check,
             others=batch.others,
+            keep_state=batch.keep_state,
         )
         return batch, problem
 

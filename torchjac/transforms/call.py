@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -11,13 +12,14 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
+from torchjac.evaluation.buffers import Buffers
 from torchjac.evaluation.engines import FlatFunction
-from torchjac.evaluation.surroundings import exclusively
+from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
 from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.signature import Search, of_arguments, of_function
+from torchjac.planning.signature import Search, modules_of, of_arguments, of_function
 from torchjac.transforms.options import PARAMS, Options
 
 __all__ = ["Call", "Leaves", "Outcome", "asks"]
@@ -65,6 +67,7 @@ class Outcome(NamedTuple):
         )
 
 
+_UNCHANGED = contextlib.nullcontext()
 _ONE_TENSOR = Outcome(["differentiable"], flatten(torch.empty(0))[1], None)
 
 
@@ -92,6 +95,7 @@ class Call:
         self._specs: list[TreeSpec] = []
         self.primals: list[Tensor] = []
         self._outcome: Outcome | None = None
+        self._buffers: Buffers | None = None
         # A thread that differentiates a module by its parameters may swap them meanwhile.
         self._runs_module = isinstance(func, torch.nn.Module)
         self.is_sure = True
@@ -214,12 +218,24 @@ class Call:
             full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
         args, kwargs = _copied(full), _copied(self._kwargs) if self._kwargs else {}
-        with exclusively(self._runs_module):
+        with exclusively(self._runs_module), self._leaving_no_trace():
             if self.options.argnums != PARAMS or self._are_parameters(leaves):
                 return self._func(*args, **kwargs)
             assert isinstance(self._func, torch.nn.Module)
             swapped = dict(zip(self.names, leaves, strict=True))
             return torch.func.functional_call(self._func, swapped, tuple(args), kwargs)
+
+    def keep_state(self) -> None:
+        """Take down what the modules that the function reaches have in their buffers."""
+        if self._buffers is None:
+            self._buffers = Buffers(modules_of(self._func))
+
+    def _leaving_no_trace(self) -> contextlib.AbstractContextManager[None]:
+        if compiling() or not (is_aside() or torch._C._len_torch_dispatch_stack()):
+            return _UNCHANGED
+        self.keep_state()
+        assert self._buffers is not None
+        return self._buffers.apart()
 
     def _are_parameters(self, leaves: Sequence[Tensor]) -> bool:
         return all(leaf is own for leaf, own in zip(leaves, self.primals, strict=True))
@@ -333,6 +349,7 @@ def asks(
             sparsity=options.sparsity,
             others=call.others,
             is_sure=lambda: call.is_sure,
+            keep_state=call.keep_state,
             layout=options.layout,
         )
         if watch is not None:
