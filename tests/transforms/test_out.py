@@ -252,6 +252,50 @@ def test_memory_of_an_input_is_refused() -> None:
     assert factors.eq(1).all()
 
 
+def test_memory_of_a_captured_tensor_is_refused() -> None:
+    x = torch.ones(4, dtype=torch.float64)
+    matrix, net = torch.ones(4, 4, dtype=torch.float64), torch.nn.Linear(4, 4).double()
+    before = net.weight.detach().clone()
+    message = "shares its memory with one that func captures"
+    with pytest.raises(ArgumentError, match=message):
+        torchjac.jac(lambda x: (matrix @ x).tanh(), out=matrix)(x)
+    with pytest.raises(ArgumentError, match=message):
+        torchjac.hessian(lambda x: (matrix @ x).tanh().sum(), out=matrix.T)(x)
+    for func in (net, lambda x: net(x), net.forward):
+        with pytest.raises(ArgumentError, match=message):
+            torchjac.jac(func, out=net.weight.data)(x)
+    assert matrix.eq(1).all()
+    assert net.weight.eq(before).all()
+
+
+def test_memory_that_an_object_holds_for_its_results() -> None:
+    class Solver:
+        def __init__(self) -> None:
+            self.matrix = torch.zeros(3, 3, dtype=torch.float64)
+
+        def residuals(self, x: Tensor) -> Tensor:
+            return x**2
+
+        def linearize(self, x: Tensor) -> Tensor:
+            return torchjac.jac(self.residuals, out=self.matrix)(x)
+
+    solver = Solver()
+    assert solver.linearize(torch.ones(3, dtype=torch.float64)) is solver.matrix
+    torch.testing.assert_close(solver.matrix, 2 * torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_side_of_one_has_any_stride(mode: Any, n: int) -> None:
+    x = torch.linspace(1, 2, n, dtype=torch.float64)
+    tall = torch.zeros(n, 1, dtype=torch.float64)
+    torchjac.jac(lambda x: x.square().sum()[None], mode=mode, out=tall.T)(x)
+    torch.testing.assert_close(tall[:, 0], 2 * x)
+    cube = torch.zeros(n, n, 1, dtype=torch.float64)
+    torchjac.batched_jac(lambda x: x**2, mode=mode, out=cube.permute(2, 1, 0))(x[None])
+    torch.testing.assert_close(cube[:, :, 0], (2 * x).diag())
+
+
 def test_memory_beside_that_of_an_input() -> None:
     buffer = torch.ones(42, dtype=torch.float64)
     x, out = buffer[:6], buffer[6:].view(6, 6)

@@ -19,7 +19,7 @@ import torch
 
 from torchjac.foundations.pytree import flatten
 
-__all__ = ["Identity", "Search", "modules_of", "of_arguments", "of_function"]
+__all__ = ["Identity", "Search", "modules_of", "of_arguments", "of_function", "tensors_of"]
 
 # What a closure holds beside functions and modules are values, and values do not change which code
 # runs; these do, because they are how switches are written.
@@ -57,12 +57,13 @@ class Search:
         values: whether numbers and tensors are told apart by what they hold.
     """
 
-    __slots__ = ("is_sure", "modules", "seen", "values")
+    __slots__ = ("is_sure", "modules", "seen", "tensors", "values")
 
     def __init__(self, values: bool = False) -> None:
         self.seen: set[int] = set()
         self.values = values
         self.modules: list[torch.nn.Module] = []
+        self.tensors: list[torch.Tensor] = []
         self.is_sure = True
         """Whether nothing was met whose contents the description leaves out: what is described the same
         may else differ in a number."""
@@ -86,6 +87,14 @@ def of_function(func: Any, search: Search | None = None) -> tuple[Hashable, bool
     return described, bool(search.modules)
 
 
+def tensors_of(func: Any) -> list[torch.Tensor]:
+    """The tensors that ``func`` captures, those of the modules that it reaches among them."""
+    search = Search(values=True)
+    _describe(func, search)
+    of_modules = [[*module.parameters(), *module.buffers()] for module in search.modules]
+    return [*search.tensors, *itertools.chain(*of_modules)]
+
+
 def modules_of(func: Any) -> list[torch.nn.Module]:
     """The modules that ``func`` reaches, without those within them."""
     search = Search()
@@ -96,7 +105,7 @@ def modules_of(func: Any) -> list[torch.nn.Module]:
 def _describe(subject: Any, search: Search) -> Any:
     kind = type(subject)
     if kind in _VALUES:
-        return _describe_value(subject) if search.values else kind
+        return _describe_value(subject, search) if search.values else kind
     if isinstance(subject, _SWITCHES):
         if isinstance(subject, (str, bytes)) and len(subject) > _LONG:
             return (len(subject), hash(subject))
@@ -127,8 +136,9 @@ def _describe(subject: Any, search: Search) -> Any:
     return _describe_object(subject, search)
 
 
-def _describe_value(subject: Any) -> Any:
+def _describe_value(subject: Any, search: Search) -> Any:
     if isinstance(subject, torch.Tensor):
+        search.tensors.append(subject)
         return type(subject) if subject.requires_grad else Identity(subject)
     return (type(subject), subject) if isinstance(subject, (int, float)) else type(subject)
 
@@ -138,7 +148,7 @@ def _describe_module(module: torch.nn.Module, search: Search) -> Any:
     search.is_sure = False
     # Training mode changes what runs: batch norm couples the samples, dropout draws.
     training = [module.training for module in module.modules()]
-    held = [_describe_value(buffer) for buffer in module.buffers()] if search.values else ()
+    held = [_describe_value(buffer, search) for buffer in module.buffers()] if search.values else ()
     return (Identity(module), *training, *held)
 
 
@@ -153,7 +163,10 @@ def _describe_object(subject: Any, search: Search) -> Any:
     search.seen.add(id(subject))
     search.is_sure &= _is_torch(subject) or _is_record(kind)
     held = [p for p in getattr(subject, "__dict__", {}).values() if _matters(p, search)]
+    captured = list(search.tensors)
     parts = [_describe(part, search) for part in held[:_LONG]]
+    # An object may hold what its method does not read, such as memory for the results.
+    search.tensors = captured
     if not callable(subject):
         return (kind, *parts)
     try:

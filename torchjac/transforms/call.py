@@ -19,7 +19,7 @@ from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
 from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.signature import Search, modules_of, of_arguments, of_function
+from torchjac.planning.signature import Search, modules_of, of_arguments, of_function, tensors_of
 from torchjac.transforms.options import PARAMS, Options
 
 __all__ = ["Call", "Leaves", "Outcome", "asks"]
@@ -286,6 +286,10 @@ class Call:
             return twin
 
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)], with_others
+
+    def captured(self) -> list[Tensor]:
+        """The tensors that the function finds by itself."""
+        return tensors_of(self._func)
 
     def input_trees(self, leaves: Sequence[Any]) -> Any:
         """Put one value per differentiated leaf into the trees of the chosen arguments."""

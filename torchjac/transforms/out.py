@@ -12,6 +12,7 @@ from torchjac.errors import ArgumentError, ArgumentTypeError
 from torchjac.evaluation.evaluator import write
 from torchjac.foundations.overlap import overlapping, shares_elements
 from torchjac.foundations.pytree import flatten
+from torchjac.foundations.strides import are_in_one_place
 from torchjac.planning.problem import Problem
 from torchjac.planning.solve import solve
 
@@ -37,7 +38,7 @@ def written(transform: Named, out: Any, call: Any, problem: Problem) -> Any:
         rows = answer.laid_out()
         for row, places in zip(rows, given.leaves_of(rows, answer.outcome), strict=True):
             for leaf, place in zip(row, places, strict=True):
-                if leaf.data_ptr() != place.data_ptr() or leaf.stride() != place.stride():
+                if not are_in_one_place(leaf, place):
                     write(place, leaf)
     return call.packed(out, answer)
 
@@ -118,6 +119,11 @@ class _Given:
         if overlapping(leaves, _strided(inputs)):
             raise ArgumentError(
                 f"{where}: the tensor shares its memory with an input. Give it memory of its own."
+            )
+        if overlapping(leaves, _strided(self._call.captured())):
+            raise ArgumentError(
+                f"{where}: the tensor shares its memory with one that func captures, which would change "
+                f"under its hands. Give it memory of its own."
             )
 
 
