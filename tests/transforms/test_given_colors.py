@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import torchjac
 from tests.sparse import DETECTS, band, point, tridiagonal
+from tests.structure.patterns import patterns
 from torchjac import Coloring, SparsityPattern, color
 from torchjac.errors import OptionError, PatternError, SparsityMismatchError
 
@@ -120,6 +123,20 @@ def test_the_colours_of_a_jacobian_say_the_mode(by: Any, mode: str) -> None:
     assert (plan.passes, plan.coloring) == (coloring.num_colors, coloring)
     if mode != "both":
         assert plan.mode == mode
+
+
+@pytest.mark.parametrize("by", ["rows", "columns", "bidirectional"])
+@given(pattern=patterns(largest=7), layout=st.sampled_from(LAYOUTS))
+@example(pattern=SparsityPattern.from_dense(torch.ones(1, 6)), layout=torch.strided)
+@example(pattern=SparsityPattern.from_dense(torch.ones(6, 1)), layout=torch.strided)
+@example(pattern=SparsityPattern.from_dense(torch.zeros(3, 4)), layout=torch.sparse_csr)
+def test_colours_of_any_pattern(by: Any, pattern: SparsityPattern, layout: torch.layout) -> None:
+    m, n = pattern.shape
+    assume(m and n)
+    matrix = pattern.to_dense() * torch.arange(1.0, 1 + m * n).double().reshape(m, n)
+    coloring = color(pattern, by)
+    derivative = torchjac.jac(lambda x: matrix @ x, sparsity=coloring, layout=layout)
+    torch.testing.assert_close(derivative(point(n)).to_dense(), matrix, **CLOSE)
 
 
 def test_a_wrong_pattern_is_refused_with_colours_as_without() -> None:

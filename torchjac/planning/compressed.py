@@ -173,10 +173,13 @@ class Compression:
 
     def directions(self, way: Way) -> tuple[Direction, ...]:
         """The engines that ``way`` takes its products from."""
+        coloring, colors = self.coloring(way), dict[Direction, int]()
         if way.both:
-            return ("forward", "reverse")
+            colors = {"forward": coloring.num_column_colors, "reverse": coloring.num_row_colors}
+        else:
+            colors = {way.direction: coloring.num_colors}
         # Without a colour there is no pass, and only a reverse engine knows its outputs without one.
-        return (way.direction,) if self.coloring(way).num_colors else ("reverse",)
+        return tuple([direction for direction, count in colors.items() if count]) or ("reverse",)
 
     def seeds(self, way: Way, direction: Direction, layout: Layout) -> ColorSeeds:
         """The seeds over the leaves on the side that ``direction`` takes them from."""
