@@ -190,6 +190,18 @@ def test_colors_have_to_fit_the_pattern():
         Coloring(pattern, "columns", [0, 1, 2], [0, 1, 2])
     with pytest.raises(PatternError, match=r"row_colors.: expected a colour for each of 3"):
         Coloring(pattern, "rows")
+    with pytest.raises(PatternError, match=r"Coloring\(pattern\): expected a .*, got Tensor"):
+        Coloring(torch.eye(3), "columns", [0, 1, 2])
+
+
+def test_colors_that_are_handed_out_can_be_changed_freely():
+    coloring = color(band(5, 1), "bidirectional")
+    before = hash(coloring), coloring.colors
+    parts = (coloring.column_colors, coloring.row_colors, coloring.colors, coloring.group)
+    for part in (*parts, coloring.position):
+        part.fill_(7)
+    assert coloring == color(band(5, 1), "bidirectional")
+    assert (hash(coloring), coloring.colors.tolist()) == (before[0], before[1].tolist())
 
 
 # The validator finds what is wrong.

@@ -83,6 +83,19 @@ def test_what_is_handed_in_or_out_can_be_changed_freely():
     assert pattern.to_dense().tolist() == [[False, True], [True, False]]
 
 
+def test_what_is_computed_with_cannot_be_changed():
+    pattern = SparsityPattern([0, 1], [1, 0], (2, 2))
+    for index in (
+        *pattern.coo,
+        *pattern.csr,
+        *pattern.csc,
+        *pattern.T.coo,
+        *(pattern | pattern).coo,
+    ):
+        with pytest.raises(ValueError, match="read-only"):
+            index[0] = 7
+
+
 def test_an_explicit_zero_of_scipy_is_an_entry():
     matrix = scipy_sparse.coo_matrix(([0.0, 1.0, 2.0], ([0, 1, 1], [1, 0, 0])), shape=(2, 2))
     assert SparsityPattern.from_scipy(matrix).nnz == 2
@@ -189,7 +202,7 @@ REFUSED = {
     ),
     "vector": (
         lambda: SparsityPattern.from_dense(torch.ones(3)),
-        "SparsityPattern.from_dense(matrix): expected two dimensions, got shape (3,).",
+        "SparsityPattern.from_dense(matrix): expected two dimensions of numbers, got shape (3,) of bool.",
     ),
     "sparse": (
         lambda: SparsityPattern.from_dense(torch.eye(2).to_sparse()),
@@ -200,6 +213,30 @@ REFUSED = {
         lambda: SparsityPattern.from_scipy(torch.eye(2)),
         "SparsityPattern.from_scipy(matrix): expected a sparse matrix of SciPy, got Tensor. from_dense "
         "takes other matrices.",
+    ),
+    "meta": (
+        lambda: SparsityPattern.from_dense(torch.ones(2, 2, device="meta")),
+        "SparsityPattern.from_dense(matrix): got a tensor on the meta device, without values.",
+    ),
+    "ragged": (
+        lambda: SparsityPattern.from_dense([[1], [1, 2]]),
+        "SparsityPattern.from_dense(matrix): expected rows of one length.",
+    ),
+    "words": (
+        lambda: SparsityPattern.from_dense([["a", "b"]]),
+        "SparsityPattern.from_dense(matrix): expected two dimensions of numbers, got shape (1, 2) of <U1.",
+    ),
+    "covers": (
+        lambda: SparsityPattern([], [], (2, 2)).covers(torch.eye(2)),
+        "covers(other): expected a SparsityPattern, got Tensor.",
+    ),
+    "lines": (
+        lambda: SparsityPattern([], [], (2, 2)).picture(0),
+        "picture(lines=0): expected a positive int.",
+    ),
+    "colors": (
+        lambda: SparsityPattern([], [], (2, 2)).spy(colors=3),
+        "spy(colors=...): expected a Coloring, got int. Give color(pattern).",
     ),
     "union": (
         lambda: SparsityPattern([], [], (1, 2)) | SparsityPattern([], [], (2, 1)),

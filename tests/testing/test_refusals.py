@@ -27,9 +27,10 @@ OPTIONS: list[tuple[str, object, type[Exception], str]] = [
     ("samples", 0, OptionError, "a positive int"),
     ("samples", 1.5, OptionTypeError, "a positive int"),
     ("samples", True, OptionTypeError, "a positive int"),
-    ("rtol", -1, OptionError, "a number that is not negative"),
-    ("rtol", float("nan"), OptionError, "a number that is not negative"),
-    ("atol", "a", OptionTypeError, "a number that is not negative"),
+    ("rtol", -1, OptionError, "a finite number that is not negative"),
+    ("rtol", float("nan"), OptionError, "a finite number that is not negative"),
+    ("rtol", float("inf"), OptionError, "a finite number that is not negative"),
+    ("atol", "a", OptionTypeError, "a finite number that is not negative"),
     ("step", 0, OptionError, "a positive number"),
     ("step", float("inf"), OptionError, "a positive number"),
     ("step", "a", OptionTypeError, "a positive number"),
@@ -37,6 +38,7 @@ OPTIONS: list[tuple[str, object, type[Exception], str]] = [
     ("seed", -1, OptionError, "an int that is not negative"),
     ("probes", ["adjiont"], OptionError, "some of ["),
     ("probes", "adjoint", OptionError, "some of ["),
+    ("probes", 3, OptionError, "some of ["),
     ("probes", [], OptionError, "some of ["),
 ]
 
@@ -62,6 +64,10 @@ class TestRefusals:
     def test_probes_of_the_other_order(self) -> None:
         with pytest.raises(OptionError, match=r"expected some of \['adjoint', 'difference'\]\."):
             check_jac(energy, X, probes=["symmetry"])
+
+    def test_results_without_values(self) -> None:
+        with pytest.raises(DerivativeError, match="is on the meta device, and has no values"):
+            check_jac(torch.sin, X, jac=torch.eye(3, dtype=DOUBLE, device="meta"))
 
     def test_integer_inputs(self) -> None:
         with pytest.raises(ArgumentTypeError, match=r"check_jac: x has dtype torch\.int64"):

@@ -117,6 +117,7 @@ def test_the_functions_own_error_comes_out() -> None:
         ),
         (torchjac.laplacian, {"method": "taylor"}, OptionError, "expected one of 'exact', 'hutch"),
         (torchjac.divergence, {"num_samples": 0}, OptionError, "expected at least 1"),
+        (torchjac.jac_diag, {"return_error": "yes"}, OptionTypeError, "expected True or False"),
         (torchjac.divergence, {"num_samples": 2.5}, OptionTypeError, "expected an int"),
         (
             torchjac.divergence,

@@ -270,6 +270,7 @@ VECTOR = r"jac_operator: operator @ v: got {}; expected a tensor \(4,\) or \(4, 
         (torch.ones(4).long(), ArgumentTypeError, VECTOR.format("torch.int64 on cpu")),
         (np.ones(4), ArgumentTypeError, VECTOR.format("a ndarray")),
         ([1.0, 2.0], ArgumentTypeError, VECTOR.format("a list")),
+        (torch.eye(4).to_sparse(), ArgumentTypeError, VECTOR.format("a sparse or nested tensor")),
     ],
 )
 def test_a_vector_that_does_not_fit(v: Any, kind: type[Exception], message: str) -> None:

@@ -64,6 +64,7 @@ def kept_as_numpy(x: Tensor) -> Tensor:
         return x.sin() * x
 
 
+SPARSE = MATRIX.to_sparse()
 # Each with a part of what is said.
 OPAQUE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "branch": (lambda x: x.sin() if x.sum() > 0 else x.cos(), "looks at values"),
@@ -83,6 +84,7 @@ OPAQUE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "old constructor": (lambda x: x * torch.Tensor([1, 2, 3, 4]), "an old constructor"),
     "except": (unless_it_fails, ""),
     "sparse": (lambda x: torch.sparse.mm(MATRIX.to_sparse(), x[:, None])[:, 0], ""),
+    "sparse product": (lambda x: SPARSE @ x, "captures a sparse"),
     "script": (torch.jit.script(nn.Linear(4, 4).double()), "cannot be watched"),
 }
 if DETECTS:  # before that, torch.compile itself is refused

@@ -94,3 +94,15 @@ def test_what_a_function_raises_later_comes_out() -> None:
     broken.append(1)
     with pytest.raises(OwnError):
         plan(X)
+
+
+def test_whether_to_tune_is_true_or_false() -> None:
+    with pytest.raises(
+        TorchjacError, match=r"jac\(\.\.\.\)\.plan\(tune='yes'\): expected True or Fal"
+    ):
+        torchjac.jac(torch.sin).plan(X, tune="yes")
+
+
+def test_a_path_that_is_none() -> None:
+    with pytest.raises(TypeError, match="PathLike"):
+        torchjac.jac(torch.sin).plan(X).save(None)  # type: ignore[arg-type]

@@ -68,6 +68,10 @@ class Coloring:
         if by not in CHOICES:
             raise OptionError(f"Coloring(by={by!r}): expected one of {words(CHOICES)}.")
         check_terms("Coloring", by, max_terms)
+        if not isinstance(pattern, SparsityPattern):
+            raise PatternError(
+                f"Coloring(pattern): expected a SparsityPattern, got {type(pattern).__name__}."
+            )
         m, n = pattern.shape
         self._pattern, self._by, self._max_terms = pattern, by, max_terms
         self._columns = _as_colors("column_colors", column_colors, n, by != "rows")
@@ -105,13 +109,13 @@ class Coloring:
 
     @property
     def column_colors(self) -> Tensor | None:
-        """The colour of each column, int64 ``(n,)``, or None; -1 takes part in no pass."""
-        return None if self._columns is None else torch.from_numpy(self._columns)
+        """The colour of each column, int64 ``(n,)``, or None; -1 takes part in no pass. A copy."""
+        return None if self._columns is None else torch.from_numpy(self._columns.copy())
 
     @property
     def row_colors(self) -> Tensor | None:
-        """The colour of each row, int64 ``(m,)``, or None; -1 takes part in no pass."""
-        return None if self._rows is None else torch.from_numpy(self._rows)
+        """The colour of each row, int64 ``(m,)``, or None; -1 takes part in no pass. A copy."""
+        return None if self._rows is None else torch.from_numpy(self._rows.copy())
 
     @property
     def column_indices(self) -> Indices | None:
@@ -133,24 +137,24 @@ class Coloring:
         if self._rows is None or self._columns is None:
             chosen = self._columns if self._rows is None else self._rows
             assert chosen is not None
-            return torch.from_numpy(chosen)
+            return torch.from_numpy(chosen.copy())
         rows = np.where(self._rows < 0, -1, self._rows + self.num_column_colors)
         return torch.from_numpy(np.concatenate([self._columns, rows]))
 
     @property
     def from_columns(self) -> Tensor:
         """Of each entry, whether it is read off a product with columns; bool ``(nnz,)``."""
-        return torch.from_numpy(self.recovery[0])
+        return torch.from_numpy(self.recovery[0].copy())
 
     @property
     def group(self) -> Tensor:
         """Of each entry, the colour whose product it is read off; int64 ``(nnz,)``."""
-        return torch.from_numpy(self.recovery[1])
+        return torch.from_numpy(self.recovery[1].copy())
 
     @property
     def position(self) -> Tensor:
         """Of each entry, where in that product it is: a row of J·s, or a column of s·J."""
-        return torch.from_numpy(self.recovery[2])
+        return torch.from_numpy(self.recovery[2].copy())
 
     @property
     def corrections(self) -> Corrections:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import PatternError
+from torchjac.structure.indices import (
+    Indices,
+    as_indices,
+    as_matrix,
+    as_shape,
+    check_range,
+    frozen,
+    shortened,
+    starts_of,
+)
 from torchjac.structure.picture import braille, draw
 
 if TYPE_CHECKING:
     from torchjac.structure.coloring import Coloring
 
 __all__ = ["Indices", "SparsityPattern"]
-
-Indices: TypeAlias = npt.NDArray[np.int64]
-
-# An entry is compared and sorted by its number in row-major order, which has to fit an int64.
-_MOST_ENTRIES = 2**63 - 1
 
 
 class SparsityPattern:
@@ -63,26 +68,26 @@ class SparsityPattern:
         self._fill("SparsityPattern", rows, cols, shape)
 
     def _fill(self, name: str, rows: Any, cols: Any, shape: Any) -> None:
-        self._shape = m, n = _as_shape(name, shape)
-        rows, cols = _as_indices(name, "rows", rows), _as_indices(name, "cols", cols)
+        self._shape = m, n = as_shape(name, shape)
+        rows, cols = as_indices(name, "rows", rows), as_indices(name, "cols", cols)
         if len(rows) != len(cols):
             raise PatternError(
                 f"{name}(rows, cols): got {len(rows)} rows and {len(cols)} columns; every entry needs "
                 f"one of each."
             )
-        _check_range(name, "rows", rows, m)
-        _check_range(name, "cols", cols, n)
+        check_range(name, "rows", rows, m)
+        check_range(name, "cols", cols, n)
         keys = rows * n + cols
         if len(keys) > 1 and not (np.diff(keys) > 0).all():
             keys = np.unique(keys)
             rows, cols = np.divmod(keys, n)
-        self._rows, self._cols = rows, cols
+        self._rows, self._cols = frozen(rows), frozen(cols)
 
     @classmethod
     def _sorted(cls, rows: Indices, cols: Indices, shape: tuple[int, int]) -> SparsityPattern:
         """Take over arrays that are in row-major order already, without a look at them."""
         pattern = cls.__new__(cls)
-        pattern._rows, pattern._cols, pattern._shape = rows, cols, shape
+        pattern._rows, pattern._cols, pattern._shape = frozen(rows), frozen(cols), shape
         return pattern
 
     @classmethod
@@ -102,18 +107,7 @@ class SparsityPattern:
         Raises:
             PatternError: it is no matrix, or a sparse one.
         """
-        if isinstance(matrix, Tensor):
-            if matrix.layout is not torch.strided:
-                raise PatternError(
-                    f"SparsityPattern.from_dense(matrix): expected a strided tensor, got {matrix.layout}. "
-                    f"from_coo and from_csr take the indices of a sparse one."
-                )
-            matrix = (matrix.detach() != 0).cpu().numpy()
-        array = np.asarray(matrix)
-        if array.ndim != 2:
-            raise PatternError(
-                f"SparsityPattern.from_dense(matrix): expected two dimensions, got shape {array.shape}."
-            )
+        array = as_matrix("SparsityPattern.from_dense", matrix)
         rows, cols = np.nonzero(array)
         return cls._sorted(rows.astype(np.int64), cols.astype(np.int64), array.shape)
 
@@ -150,13 +144,13 @@ class SparsityPattern:
             PatternError: ``indptr`` is not so, or an index is no integer or outside of ``shape``.
         """
         name = "SparsityPattern.from_csr"
-        m, _ = _as_shape(name, shape)
-        starts, cols = _as_indices(name, "indptr", indptr), _as_indices(name, "indices", indices)
+        m, _ = as_shape(name, shape)
+        starts, cols = as_indices(name, "indptr", indptr), as_indices(name, "indices", indices)
         counts = np.diff(starts)
         if len(starts) != m + 1 or starts[0] != 0 or starts[-1] != len(cols) or (counts < 0).any():
             raise PatternError(
                 f"{name}(indptr): expected {m + 1} integers that do not decrease, from 0 to "
-                f"{len(cols)} (the number of indices), got {_shortened(starts)}."
+                f"{len(cols)} (the number of indices), got {shortened(starts)}."
             )
         pattern = cls.__new__(cls)
         pattern._fill(name, np.repeat(np.arange(m), counts), cols, shape)
@@ -210,13 +204,14 @@ class SparsityPattern:
     @functools.cached_property
     def csr(self) -> tuple[Indices, Indices]:
         """Row by row as NumPy arrays: where each row starts, and the columns."""
-        return _starts(self._rows, self._shape[0]), self._cols
+        return frozen(starts_of(self._rows, self._shape[0])), self._cols
 
     @functools.cached_property
     def csc(self) -> tuple[Indices, Indices, Indices]:
         """Column by column as NumPy arrays: where each starts, the rows, and each entry's number."""
         order = np.argsort(self._cols, kind="stable")
-        return _starts(self._cols, self._shape[1]), self._rows[order], order
+        starts = starts_of(self._cols, self._shape[1])
+        return frozen(starts), frozen(self._rows[order]), frozen(order)
 
     @property
     def T(self) -> SparsityPattern:  # noqa: N802
@@ -265,6 +260,8 @@ class SparsityPattern:
         return keys
 
     def _check_shape(self, name: str, other: SparsityPattern) -> None:
+        if not isinstance(other, SparsityPattern):
+            raise PatternError(f"{name}: expected a SparsityPattern, got {type(other).__name__}.")
         if other.shape != self._shape:
             (m, n), (p, q) = self._shape, other.shape
             raise PatternError(f"{name}: expected patterns of one shape, got {m}×{n} and {p}×{q}.")
@@ -316,7 +313,12 @@ class SparsityPattern:
         """The pattern in braille dots, at most ``lines`` high and twice as many characters wide.
 
         A small pattern has a dot for every entry, a large one for every region with an entry in it.
+
+        Raises:
+            PatternError: ``lines`` is no positive number.
         """
+        if lines < 1:
+            raise PatternError(f"picture(lines={lines!r}): expected a positive int.")
         return braille(self._rows, self._cols, self._shape, 4 * lines)
 
     def spy(self, ax: Any = None, colors: Coloring | None = None) -> Any:
@@ -334,6 +336,10 @@ class SparsityPattern:
         """
         groups = None
         if colors is not None:
+            if not hasattr(colors, "pattern"):
+                raise PatternError(
+                    f"spy(colors=...): expected a Coloring, got {type(colors).__name__}. Give color(pattern)."
+                )
             if colors.pattern != self:
                 raise PatternError(
                     "spy(colors=...): the colouring is one of another pattern. Give color(pattern)."
@@ -350,50 +356,3 @@ class SparsityPattern:
         share = 100 * self.nnz / (m * n) if m * n else 0.0
         header = f"SparsityPattern({m}×{n}, nnz={self.nnz}, {share:.1f}%)"
         return f"{header}\n{self.picture()}" if self.nnz else header
-
-
-def _as_shape(name: str, shape: Any) -> tuple[int, int]:
-    try:
-        m, n = (int(size) for size in shape)
-    except (TypeError, ValueError):
-        m = n = -1
-    if m < 0 or n < 0 or m * n > _MOST_ENTRIES:
-        raise PatternError(
-            f"{name}(shape={shape!r}): expected the numbers of rows and columns, (m, n)."
-        )
-    return m, n
-
-
-def _as_indices(name: str, which: str, values: Any) -> Indices:
-    """A copy of ``values``, so that no one else can change it."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values)
-    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
-        raise PatternError(
-            f"{name}({which}): expected a list of integers, got {array.dtype} of shape {array.shape}."
-        )
-    return np.array(array, dtype=np.int64)
-
-
-def _check_range(name: str, which: str, indices: Indices, size: int) -> None:
-    outside = (indices < 0) | (indices >= size)
-    if outside.any():
-        what = "row" if which == "rows" else "column"
-        raise PatternError(
-            f"{name}({which}): there is no {what} {indices[outside.argmax()]} in a pattern with {size} "
-            f"of them; expected indices from 0 to {size - 1}."
-            if size
-            else f"{name}({which}): got an entry of a pattern without a {what}."
-        )
-
-
-def _starts(sorted_by: Indices, size: int) -> Indices:
-    """Where each of ``size`` rows (or columns) begins, and the end."""
-    starts = np.zeros(size + 1, dtype=np.int64)
-    np.cumsum(np.bincount(sorted_by, minlength=size), out=starts[1:])
-    return starts
-
-
-def _shortened(values: Indices) -> str:
-    return np.array2string(values, threshold=8, edgeitems=3, separator=", ")

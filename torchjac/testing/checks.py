@@ -207,7 +207,8 @@ def check_hessian(
 
 
 def _check_probes(where: str, probes: Sequence[str], allowed: Sequence[str]) -> None:
-    if isinstance(probes, str) or not probes or not set(probes) <= set(allowed):
+    fits = isinstance(probes, (list, tuple, set, frozenset)) and bool(probes)
+    if not fits or not set(probes) <= set(allowed):
         words = ", ".join(map(repr, allowed))
         raise OptionError(f"{where}(probes={probes!r}): expected some of [{words}].")
 

@@ -20,8 +20,8 @@ class _Rule(NamedTuple):
 
 _TOLERANCE = _Rule(
     (int, float, type(None)),
-    lambda value: value is None or value >= 0,
-    "a number that is not negative, or None for that of the dtype",
+    lambda value: value is None or 0 <= value < math.inf,
+    "a finite number that is not negative, or None for that of the dtype",
 )
 _RULES = {
     "kwargs": _Rule(

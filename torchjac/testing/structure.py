@@ -133,5 +133,7 @@ def _checked_block(
             f"{block} has dtype {leaf.dtype}; expected {likes[-1].dtype}, the input's, as any "
             "gradient has. Pass check_dtype=False to let it be"
         )
+    if leaf.is_meta:
+        raise DerivativeError(f"{block} is on the meta device, and has no values to compare")
     dense = leaf.detach() if leaf.layout == torch.strided else leaf.detach().to_dense()
     return dense.to("cpu", torch.float64).reshape([like.numel() for like in likes])

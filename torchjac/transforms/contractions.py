@@ -268,6 +268,7 @@ class _How:
         """Refuse what cannot be meant, naming the call and what would be right."""
         name, methods = self.name, _TRACE_METHODS if kind == "trace" else _DIAGONAL_METHODS
         check_choice(name, "method", self.method, methods)
+        check_flag(name, "return_error", self.return_error)
         check_flag(name, "progress", self.progress)
         least = {"hutch++": 3}.get(self.method, 1)
         if self.return_error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import solve
 from torchjac.transforms.delivery import PLAIN, Delivery, delivered
+from torchjac.transforms.options import check_flag
 
 __all__ = ["Transform", "like_func", "transformed"]
 
@@ -77,6 +78,7 @@ def transformed(transform: Transform) -> Callable[..., Any]:
         # Most calls never plan, and it takes much of PyTorch that nobody else needs.
         from torchjac.planning.plans.planner import make_plan
 
+        check_flag(f"{transform.name}(...).plan", "tune", tune)
         transform.delivery.refuse_plan(transform.name)
         return make_plan(transform, args, kwargs, tune=tune)
 

@@ -211,6 +211,8 @@ def _complete(graph: GraphModule, mode: Any) -> None:
                 raise UntraceableError(
                     "it takes tensors where a trace cannot follow, to another thread"
                 )
+            if not is_dense(getattr(graph, node.target)):
+                raise UntraceableError("it captures a sparse or nested tensor")
             try:
                 node.meta["val"] = mode.from_tensor(getattr(graph, node.target), static_shapes=True)
             except Exception as error:

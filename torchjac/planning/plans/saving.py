@@ -39,6 +39,7 @@ FORMAT = 2
 
 def save(plan: Plan, path: str | os.PathLike[str]) -> None:
     """Write ``plan`` to ``path``, or raise `PlanError`."""
+    path = os.fspath(path)
     packer = Packer(f"{plan._name}.save")
     packer.write(path, _manifest(plan, packer))
 

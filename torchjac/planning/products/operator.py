@@ -13,6 +13,7 @@ from torchjac.errors import ArgumentError, ArgumentTypeError, OptionError
 from torchjac.evaluation.linear_function import linear
 from torchjac.evaluation.surroundings import carry_tangents, compiling, inside_transform
 from torchjac.foundations.spaces import Trees
+from torchjac.foundations.strides import is_dense
 from torchjac.planning.modes import choose_mode
 from torchjac.planning.products.grams import checked_weights, gram, side_by_side
 from torchjac.planning.products.linearization import Linearization
@@ -131,6 +132,10 @@ class LinearOperator(ABC):
         if v.dtype != self.dtype or v.device != self.device:
             raise ArgumentTypeError(
                 f"{where}: got {v.dtype} on {v.device}; {expected}. Convert it with v.to()."
+            )
+        if not is_dense(v):
+            raise ArgumentTypeError(
+                f"{where}: got a sparse or nested tensor; {expected}. Convert it with v.to_dense()."
             )
         if v.dim() not in (1, 2) or v.shape[0] != n:
             raise ArgumentError(f"{where}: got shape {tuple(v.shape)}; {expected}.")
