@@ -294,7 +294,15 @@ class _Watch(TorchDispatchMode):
         return type(value)(self._faked(item) for item in value)
 
 
+# What Python's own questions to a tensor come down to.
+_QUESTIONS = ("_local_scalar_dense", "equal", "nonzero", "unique", "index", "masked_select")
+
+
 def _looks_at_values(what: str) -> StructureError:
+    if what.startswith("aten.") and not any(name in what for name in _QUESTIONS):
+        return StructureError(
+            f"PyTorch runs {what} on values alone, so that nobody can follow what depends on what; {_ADVICE}"
+        )
     return StructureError(
         f"func looks at values that depend on its input ({what}), so that its structure may be "
         "another at another input: a branch such as `if x.sum() > 0`, `.item()`, or a boolean mask as an "
