@@ -12,9 +12,14 @@ __all__ = ["checksum"]
 
 
 def checksum(tensor: Tensor) -> bytes:
-    """Of the elements in their order, whatever the strides; nothing of a tensor without values."""
+    """Of the elements in their order, whatever the strides; nothing of a tensor without values.
+
+    Of a sparse tensor the places of its entries are summed up, and not these.
+    """
     if tensor.is_meta:
         return b""
+    if tensor.layout is not torch.strided:
+        tensor = tensor.detach().to_sparse_coo().coalesce().indices()
     bits = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     buffer: Any = bits.numpy()
     return hashlib.blake2b(buffer, digest_size=16).digest()

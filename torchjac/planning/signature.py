@@ -239,18 +239,21 @@ def of_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], search: Search | None = None
 ) -> Hashable:
     """Describe arguments by tree and kinds of tensors; others are described as captured ones."""
-    if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
-        return tuple([_of_tensor(arg) for arg in args])
     search = search or Search()
+    if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
+        return tuple([_of_tensor(arg, search) for arg in args])
     leaves, spec = flatten((args, dict(kwargs)))
     described = [
-        _of_tensor(leaf) if isinstance(leaf, torch.Tensor) else _describe(leaf, search)
+        _of_tensor(leaf, search) if isinstance(leaf, torch.Tensor) else _describe(leaf, search)
         for leaf in leaves
     ]
     return (spec, *described)
 
 
-def _of_tensor(tensor: torch.Tensor) -> Hashable:
-    # Nested tensors have no shape.
-    shape = "nested" if tensor.is_nested else tensor.shape
-    return (shape, tensor.layout, tensor.dtype, tensor.device)
+def _of_tensor(tensor: torch.Tensor, search: Search) -> Hashable:
+    if tensor.is_nested:  # it has no shape
+        return ("nested", tensor.dtype, tensor.device)
+    if tensor.layout is torch.strided or not search.values:
+        return (tensor.shape, tensor.layout, tensor.dtype, tensor.device)
+    # The places of its entries are numbers that a pattern depends on.
+    return Identity(tensor)

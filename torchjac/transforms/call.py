@@ -270,14 +270,20 @@ class Call:
         return (self.options, function, arguments)
 
     def others(self) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]:
-        """The tensors that are not differentiated by, and the flat function with others for them."""
+        """The tensors that are not differentiated by, and the flat function with others for them.
+
+        Not sparse ones, which stay as if they were captured: the places of their entries are part of what
+        the function is.
+        """
         kept = [None if k in self._positions else arg for k, arg in enumerate(self._args)]
         leaves, spec = flatten((kept, self._kwargs))
+        found = [leaf for leaf in leaves if isinstance(leaf, Tensor) and is_dense(leaf)]
+        replaced = set(map(id, found))
 
         def with_others(others: Sequence[Tensor]) -> FlatFunction:
             source, twin = iter(others), copy.copy(self)
             args, twin._kwargs = unflatten(
-                [next(source) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+                [next(source) if id(leaf) in replaced else leaf for leaf in leaves], spec
             )
             # Those that are differentiated by are replaced at every evaluation.
             twin._args = [
@@ -285,7 +291,7 @@ class Call:
             ]
             return twin
 
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)], with_others
+        return found, with_others
 
     def captured(self) -> list[Tensor]:
         """The tensors that the function finds by itself."""

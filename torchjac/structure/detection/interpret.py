@@ -18,7 +18,8 @@ from torch import Tensor
 
 from torchjac.errors import StructureError
 from torchjac.structure.detection.constants import Constant, fits
-from torchjac.structure.detection.index_sets import IndexSets
+from torchjac.structure.detection.index_sets import IndexSets, Rows
+from torchjac.structure.detection.matrices import Matrices
 from torchjac.structure.detection.registry import RULES, WINDOWS, Result, Rule
 from torchjac.structure.detection.storages import Storages, key_of
 
@@ -149,6 +150,14 @@ class _Call:
         constant = self.interpreter.constant(tensor)
         return None if constant is None else self.interpreter.value(constant).cpu()
 
+    def entries(self, matrix: Tensor) -> tuple[Rows, Rows] | None:
+        found = self.interpreter.matrices.entries(matrix)
+        if found is None:
+            return None
+        rows, cols, captured = found
+        self.interpreter.relied[id(captured)] = captured
+        return rows, cols
+
     def windows(self, index: Tensor) -> IndexSets | None:
         return self.interpreter.windows.sets(index)
 
@@ -174,7 +183,7 @@ class Interpreter:
     relied: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.storages = Storages(self.columns)
+        self.storages, self.matrices = Storages(self.columns), Matrices()
         # Of indices that an op computed: where in a plane each can point.
         self.windows = Storages(0)
 
@@ -209,6 +218,7 @@ class Interpreter:
         arguments, changed = _bind(facts, args, kwargs)
         for tensor in changed:
             self.windows.forget(tensor)
+            self.matrices.forget(tensor)
         if facts.name in _SHAPE_ONLY:
             constants = self._folded(facts, func, args, kwargs, operands, len(outputs))
             self._write(outputs, (), (), [None] * len(outputs), constants, None)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
-from torchjac.structure.detection.index_sets import IndexSets
+from torchjac.structure.detection.index_sets import IndexSets, Rows
 
 __all__ = ["RULES", "WINDOWS", "Operation", "Result", "Rule", "rule"]
 
@@ -37,6 +37,9 @@ class Operation(Protocol):
 
     def known(self, tensor: Any) -> Tensor | None:
         """The values of a tensor that follows from constants alone, on the CPU, or None."""
+
+    def entries(self, matrix: Tensor) -> tuple[Rows, Rows] | None:
+        """Rows and columns of the entries of a captured sparse matrix, on which the result then relies."""
 
     def windows(self, index: Tensor) -> IndexSets | None:
         """Where in a plane each of the indices can point; None if anywhere."""

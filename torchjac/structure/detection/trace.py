@@ -21,6 +21,7 @@ from torchjac.structure.detection import rules  # noqa: F401 - fills the registr
 from torchjac.structure.detection.constants import Constant
 from torchjac.structure.detection.index_sets import IndexSets
 from torchjac.structure.detection.interpret import Interpreter, facts_of, tensors_in
+from torchjac.structure.detection.matrices import entries_of
 
 try:
     from torch._decomp import decomposition_table
@@ -67,6 +68,17 @@ _TAKES_MASKS = {
     f"aten::{name}"
     for name in ("index", "_unsafe_index", "index_put", "_unsafe_index_put", "_index_put_impl")
 }
+# What is another form of the same sparse matrix, or of its transpose.
+_FORMS = {
+    torch.ops.aten.t.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.alias.default,
+}
+# What stands for a sparse matrix is dense.
+_OF_SPARSE = {torch.ops.aten._sparse_addmm.default: torch.ops.aten.addmm.default}
 _ZEROS = torch.ops.aten.zeros.default
 # Said where a tensor without values is asked for its memory.
 _NO_VALUES = ("data pointer", "data_ptr", ".numpy() is not supported", "unallocated storage")
@@ -152,12 +164,16 @@ class _Watch(TorchDispatchMode):
         self.interpreter = interpreter
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._captured: dict[int, tuple[Tensor, Tensor]] = {}
+        self._forms: dict[int, tuple[Tensor, Tensor]] = {}
         self._taking_apart: set[Any] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _FORMS and args[0].layout is not torch.strided:
+            return self._formed(func, args, kwargs)
+        func = _OF_SPARSE.get(func, func)
         facts = facts_of(func)
         args = tuple(map(self._faked, args))
         if kwargs:
@@ -238,7 +254,7 @@ class _Watch(TorchDispatchMode):
         if held is not None:
             return held[1]
         if tensor.layout is not torch.strided:
-            raise StructureError(f"a captured tensor is {tensor.layout}, not strided; {_ADVICE}")
+            return self._stand_in(tensor)
         fake = self.fake.from_tensor(tensor)
         self._captured[id(tensor)] = tensor, fake
         storages = self.interpreter.storages
@@ -249,6 +265,30 @@ class _Watch(TorchDispatchMode):
                 storages.write(_all_of(fake), None, Constant(lambda: whole, (), (tensor,)))
             else:
                 storages.write(fake, None, Constant(tensor.detach, (), (tensor,)))
+        return fake
+
+    def _formed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """In earnest, for the layout changes with it; what it relies on is what was captured."""
+        with _disable_current_modes():
+            form: Tensor = func(*args, **kwargs)
+        origin = self._forms.get(id(args[0]), (None, args[0]))[1]
+        self._forms[id(form)] = form, origin
+        return form
+
+    def _stand_in(self, matrix: Tensor) -> Tensor:
+        """A dense tensor without values for a captured sparse matrix, whose entries are known."""
+        try:
+            with _disable_current_modes():
+                entries = entries_of(matrix)
+        except (NotImplementedError, RuntimeError) as error:
+            raise StructureError(
+                f"a captured tensor is {matrix.layout} ({error}); {_ADVICE}"
+            ) from error
+        with self.fake:
+            fake = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
+        self._captured[id(matrix)] = matrix, fake
+        origin = self._forms.get(id(matrix), (None, matrix))[1]
+        self.interpreter.matrices.hold(fake, origin, entries)
         return fake
 
     def _without_masks(self, indices: Sequence[Any]) -> list[Any]:

@@ -77,6 +77,9 @@ def _from_right(op: Operation, left: Tensor, right: Tensor) -> IndexSets | None:
 
 def _nonzeros(op: Operation, factor: Tensor, copies: int) -> list[Rows] | None:
     """Batch, row and column of the nonzeros of a known factor; None where they would not help."""
+    entries = op.entries(factor)
+    if entries is not None and len(entries[0]) * copies <= MOST_ENTRIES:
+        return [np.zeros_like(entries[0]), *entries]
     value = op.known(factor)
     if value is None:
         return None
