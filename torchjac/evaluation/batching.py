@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,11 +18,11 @@ from torch import Tensor
 from torchjac.evaluation.surroundings import compiling, exclusively
 from torchjac.foundations.seeds import Chunk
 
-__all__ = ["load_forward_rules", "vectorised", "vectorised_eagerly"]
+__all__ = ["load_forward_rules", "vectorised", "vectorised_beside", "vectorised_eagerly"]
 
 Product: TypeAlias = Callable[[Chunk], Sequence["Tensor | None"]]
 
-_functorch = torch._C._functorch
+_functorch: Any = torch._C._functorch
 
 
 @functools.cache
@@ -53,6 +53,34 @@ def vectorised(product: Product, seeds: Chunk) -> list[Tensor | None]:
         return tuple(product(dict(zip(leaves, one, strict=True))))
 
     return list(torch.func.vmap(positional, randomness="same")(*seeds.values()))
+
+
+def vectorised_beside(
+    product: Callable[[Chunk], tuple[Sequence[Tensor | None], Sequence[Tensor]]], seeds: Chunk
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """The same for a ``product`` that gives something beside which is the same for every seed."""
+    beside: list[Tensor] = []
+    count = 0
+
+    def alone(one: Chunk) -> Sequence[Tensor | None]:
+        nonlocal beside, count
+        products, others = product(one)
+        count = len(products)
+        if compiling():
+            return [*products, *others]
+        beside = [_of_any_seed(other) for other in others]
+        return products
+
+    stacks = vectorised(alone, seeds)
+    return stacks[:count], beside or [stack[0] for stack in stacks[count:] if stack is not None]
+
+
+def _of_any_seed(tensor: Tensor) -> Tensor:
+    """A tensor out of the vmap in progress, which for the most part it is no part of."""
+    if _functorch.maybe_get_level(tensor) != _functorch.maybe_current_level():
+        return tensor
+    within: Tensor = _functorch.get_unwrapped(tensor)
+    return within.select(_functorch.maybe_get_bdim(tensor), 0)
 
 
 def vectorised_eagerly(product: Product, seeds: Chunk) -> list[Tensor | None]:

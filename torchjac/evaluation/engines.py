@@ -8,7 +8,7 @@ engine       one pass                               where
 ===========  =====================================  ============================================
 `Graph`      one backward over a recorded graph     eager code, and graphs that already exist
 `Pullback`   the same through `torch.func.vjp`      inside vmap, grad, jvp and torch.compile
-`Push`       one evaluation with `torch.func.jvp`   everywhere
+`Push`       one evaluation on dual numbers         everywhere
 ===========  =====================================  ============================================
 """
 
@@ -22,7 +22,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.batching import load_forward_rules, vectorised, vectorised_eagerly
+from torchjac.evaluation.batching import (
+    load_forward_rules,
+    vectorised,
+    vectorised_beside,
+    vectorised_eagerly,
+)
+from torchjac.evaluation.duals import pushed
 from torchjac.evaluation.graphs import borders, captures, failing_op
 from torchjac.evaluation.surroundings import (
     carry_tangents,
@@ -174,7 +180,7 @@ class Pullback(Engine):
 
 
 class Push(Engine):
-    """Passes through `torch.func.jvp`; every pass evaluates the function anew."""
+    """Passes on dual numbers, as by `torch.func.jvp`; every pass evaluates the function anew."""
 
     direction: Direction = "forward"
 
@@ -198,28 +204,20 @@ class Push(Engine):
                 full[index] = leaf
             return self._function(full)
 
-        with uncompiled():
-            values, products, carried = torch.func.jvp(  # type: ignore[misc]
-                partial,
-                tuple(self.primals[leaf] for leaf in touched),
-                tangents,
-                has_aux=True,
-            )
+        here = [self.primals[leaf] for leaf in touched]
+        values, products, carried = pushed(partial, here, tangents)
         self.values, self.carried = values, carried
         return list(products)
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
-        def product(one: Chunk) -> list[Tensor | None]:
+        def product(one: Chunk) -> tuple[list[Tensor | None], list[Tensor]]:
             products = self.multiply(one, last=last)
-            return [*products, *self.values, *self.carried]
+            return products, [*self.values, *self.carried]
 
-        stacks = vectorised(product, seeds)
-        # The primal side is the same for every seed; any one of the stack is it.
-        count, carried = len(self.values), len(self.carried)
-        primal_side = [stack[0] for stack in stacks[count:] if stack is not None]
-        self.values = primal_side[:count]
-        self.carried = primal_side[count : count + carried]
-        return stacks[:count]
+        products, beside = vectorised_beside(product, seeds)
+        # The primal side is the same for every seed.
+        self.values, self.carried = beside[: len(self.values)], beside[len(self.values) :]
+        return products
 
 
 def _with_memory_of_its_own(primal: Tensor) -> Tensor:
