@@ -14,6 +14,7 @@ engine       one pass                               where
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ from torchjac.foundations.seeds import Chunk
 
 __all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "linearize"]
 
+_UNCHANGED = contextlib.nullcontext()
+# The number that the next node of a graph will get; before torch 2.1 it is not told.
+_sequence_number: Callable[[], int] | None = getattr(torch.autograd, "_get_sequence_nr", None)
 _run_backward = torch.autograd.Variable._execution_engine.run_backward
 
 Direction: TypeAlias = Literal["forward", "reverse"]
@@ -243,26 +247,26 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     any other becomes a leaf nobody else can see, so that no flag and no gradient leaks.
     """
     differentiable = torch.is_grad_enabled()
-    start = _sequence_number()
-    connected = differentiable and any(primal.requires_grad for primal in primals)
-    with torch.enable_grad():
+    start = _sequence_number() if _sequence_number else None
+    linked = [primal for primal in primals if primal.requires_grad] if differentiable else []
+    with _UNCHANGED if differentiable else torch.enable_grad():
         own = getattr(function, "captures_primals", False)
         if own and all(primal.requires_grad for primal in primals):
             # A module's own parameters: they are leaves already, and nothing has to be swapped.
             leaves = outside = list(primals)
-        else:
-            linked = [differentiable and primal.requires_grad for primal in primals]
+        elif linked:
             leaves = [
-                primal.view_as(primal) if link else primal.detach().requires_grad_()
-                for primal, link in zip(primals, linked, strict=True)
+                primal.view_as(primal) if primal.requires_grad else primal.detach().requires_grad_()
+                for primal in primals
             ]
-            outside = [leaf for leaf, link in zip(leaves, linked, strict=True) if link]
+            outside = [leaf for leaf in leaves if not leaf.is_leaf]
+        else:
+            leaves, outside = [primal.detach().requires_grad_() for primal in primals], []
         values, carried = function(leaves)
-    stop = _sequence_number()
-    create_graph = connected or (differentiable and captures(values, leaves))
+    create_graph = bool(linked) or (differentiable and captures(values, leaves))
     find = None
-    if start is not None and stop is not None:
-        find = functools.partial(borders, values, leaves, outside, start, stop)
+    if create_graph and start is not None and _sequence_number:
+        find = functools.partial(borders, values, leaves, outside, start, _sequence_number())
     # Nobody else holds this graph, so it is freed with the engine. Until then it stays whole, and a
     # chunk that runs out of memory can be tried again.
     return Graph(
@@ -273,9 +277,3 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
         retain_graph=True,
         find_borders=find,
     )
-
-
-def _sequence_number() -> int | None:
-    """The number that the next node of a graph will get; None before torch 2.1, which does not tell."""
-    peek = getattr(torch.autograd, "_get_sequence_nr", None)
-    return None if peek is None else int(peek())

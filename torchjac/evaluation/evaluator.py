@@ -93,6 +93,13 @@ def run(
     """
     total = seeds.total
     size = max(total if chunk_size is None else min(chunk_size, total), 1)
+    if size >= total and len(seeds.counts) == 1 and places is None and not engine.evaluates_anew:
+        try:
+            return _at_once(engine, seeds)
+        except (RuntimeError, MemoryError) as error:
+            if total == 1 or not is_out_of_memory(error):
+                raise
+        size = _halved(size)
     beyond = engine.borders() if isinstance(engine, Graph) and size < total else None
     if not beyond:
         return _gather(engine, seeds, size, places, shown)
@@ -103,6 +110,24 @@ def run(
 
     blocks = _gather(engine.without_graph(), seeds, size, places, shown)
     return deferred(blocks, beyond, seeds, size, one_pass)
+
+
+def _at_once(engine: Engine, seeds: Seeds) -> list[list[Tensor]]:
+    """One chunk, one leaf: the products are the block, and nothing has to be gathered."""
+    total = seeds.total
+    products = _pass(engine, seeds.chunk(0, total), total, last=False)
+    return [
+        [
+            _or_zeros(None, like, total) if product is None else product
+            for product, like in zip(products, _other_side(engine), strict=True)
+        ]
+    ]
+
+
+def _halved(size: int) -> int:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return math.ceil(size / 2)
 
 
 def _gather(
@@ -127,11 +152,9 @@ def _gather(
             except (RuntimeError, MemoryError) as error:
                 if size == 1 or freed or not is_out_of_memory(error):
                     raise
-                size = math.ceil(size / 2)
+                size = _halved(size)
                 if draw is not None:
                     draw.again()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
                 continue
             meter.update(stop - start)
             if stop - start == total and len(counts) == 1 and places is None:

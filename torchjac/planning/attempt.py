@@ -25,13 +25,16 @@ __all__ = ["attempt", "read_off", "to_check"]
 
 def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     """Compute the answer in one particular way, or raise what PyTorch raises."""
-    if not any(primal.numel() for primal in problem.primals):
+    if not problem.primals[0].numel() and not any(p.numel() for p in problem.primals):
         # Without inputs there is no forward pass that could tell what the outputs are.
         way = Way("reverse", way.vectorised, way.inner and "reverse")
     function = problem.differentiated(way)
     if problem.compression is not None:
         return _compressed(problem, way, function, problem.compression, record)
-    with exclusively(way.direction == "forward"), uncompiled(not _is_plain(problem, way, record)):
+    if way.direction == "reverse" and _is_plain(problem, way, record):
+        engine = _engine(problem, function, "reverse")
+        return read_off(problem, way, function, engine, record)
+    with exclusively(way.direction == "forward"), uncompiled():
         engine = _engine(problem, function, way.direction)
         return read_off(problem, way, function, engine, record)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -139,8 +139,10 @@ class Answer:
     graph: Graph | None
     """The graph that the answer was read from, where plain autograd recorded one."""
 
-    def laid_out(self, layout: torch.layout = torch.strided) -> list[list[Tensor]]:
+    def laid_out(self, layout: torch.layout = torch.strided) -> Sequence[Sequence[Tensor]]:
         """The leaves as tensors of the layout that was asked for."""
+        if not isinstance(self.leaves[0][0], SparseBlock):  # all are alike
+            return cast("Sequence[Sequence[Tensor]]", self.leaves)
         return [
             [leaf.laid_out(layout) if isinstance(leaf, SparseBlock) else leaf for leaf in row]
             for row in self.leaves

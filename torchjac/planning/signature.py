@@ -240,8 +240,10 @@ def of_arguments(
 ) -> Hashable:
     """Describe arguments by tree and kinds of tensors; others are described as captured ones."""
     search = search or Search()
-    if not kwargs and all(isinstance(arg, torch.Tensor) for arg in args):
-        return tuple([_of_tensor(arg, search) for arg in args])
+    if not kwargs:
+        kinds = [_of_tensor(arg, search) for arg in args if isinstance(arg, torch.Tensor)]
+        if len(kinds) == len(args):
+            return tuple(kinds)
     leaves, spec = flatten((args, dict(kwargs)))
     described = [
         _of_tensor(leaf, search) if isinstance(leaf, torch.Tensor) else _describe(leaf, search)

@@ -97,7 +97,7 @@ class Call:
         self._outcome: Outcome | None = None
         self._buffers: Buffers | None = None
         # A thread that differentiates a module by its parameters may swap them meanwhile.
-        self._runs_module = isinstance(func, torch.nn.Module)
+        self._runs_module: bool | None = isinstance(func, torch.nn.Module) or None
         self.is_sure = True
         """Whether the signature tells all that the function captured; known once it was asked for."""
         self.captures_primals = options.argnums == PARAMS
@@ -217,8 +217,10 @@ class Call:
         for position, spec in zip(self._positions, self._specs, strict=False):
             full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
-        args, kwargs = _copied(full), _copied(self._kwargs) if self._kwargs else {}
-        with exclusively(self._runs_module), self._leaving_no_trace():
+        args, kwargs = _copied(full), _copied(self._kwargs) if self._kwargs else self._kwargs
+        if self._runs_module is False:
+            return self._func(*args, **kwargs)
+        with exclusively(bool(self._runs_module)), self._leaving_no_trace():
             if self.options.argnums != PARAMS or self._are_parameters(leaves):
                 return self._func(*args, **kwargs)
             assert isinstance(self._func, torch.nn.Module)

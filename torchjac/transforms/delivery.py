@@ -43,6 +43,8 @@ class Delivery(NamedTuple):
         layout: torch.layout = torch.strided,
     ) -> Delivery:
         """Refuse what cannot be meant, when the transform is built."""
+        if out is None and progress is False and device_mesh is None:
+            return PLAIN
         check_flag(name, "progress", progress)
         if out is not None and layout is not torch.strided:
             raise OptionError(

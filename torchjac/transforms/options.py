@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -62,6 +63,11 @@ class Options(NamedTuple):
     ) -> Options:
         """Refuse what cannot be meant, naming the call and what would be right."""
         check_function(name, func)
+        if type(argnums) is int and sparsity is None:
+            try:
+                return _plain(name, argnums, has_aux, return_value, mode, chunk_size, check, layout)
+            except TypeError:  # an option that cannot be hashed is refused in words below
+                pass
         check_argnums(name, func, argnums)
         check_flag(name, "has_aux", has_aux)
         check_flag(name, "return_value", return_value)
@@ -75,6 +81,23 @@ class Options(NamedTuple):
         return Options(
             name, argnums, has_aux, return_value, mode, chunk_size, check, pattern, layout
         )
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _plain(
+    name: str,
+    argnums: int,
+    has_aux: bool,
+    return_value: bool,
+    mode: str,
+    chunk_size: Any,
+    check: str,
+    layout: torch.layout,
+) -> Options:
+    """The options of a dense transform by one argument, checked once: people build it anew for every call."""
+    return Options.checked(
+        name, _plain, (argnums,), has_aux, return_value, mode, chunk_size, check, None, layout
+    )._replace(argnums=argnums)
 
 
 def check_function(name: str, func: object) -> None:
