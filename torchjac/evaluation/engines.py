@@ -263,7 +263,8 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
         else:
             leaves, outside = [primal.detach().requires_grad_() for primal in primals], []
         values, carried = function(leaves)
-    create_graph = bool(linked) or (differentiable and captures(values, leaves))
+    may_capture = differentiable and getattr(function, "may_capture", True)
+    create_graph = bool(linked) or (may_capture and captures(values, leaves))
     find = None
     if create_graph and start is not None and _sequence_number:
         find = functools.partial(borders, values, leaves, outside, start, _sequence_number())

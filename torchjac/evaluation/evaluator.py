@@ -93,7 +93,12 @@ def run(
     """
     total = seeds.total
     size = max(total if chunk_size is None else min(chunk_size, total), 1)
-    if size >= total and len(seeds.counts) == 1 and places is None and not engine.evaluates_anew:
+    if (
+        0 < total <= size
+        and len(seeds.counts) == 1
+        and places is None
+        and not engine.evaluates_anew
+    ):
         try:
             return _at_once(engine, seeds)
         except (RuntimeError, MemoryError) as error:

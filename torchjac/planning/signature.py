@@ -8,6 +8,7 @@ the code can reach, never the function object. Nothing in a signature keeps any 
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import itertools
 import types
@@ -30,7 +31,12 @@ _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 _LONG = 64
 # Where functions come from whose globals stay as they are.
 _UNCHANGING = frozenset({"builtins", "functools", "math", "operator", "torch", "torchjac"})
-_VALUES = frozenset({torch.Tensor, torch.nn.Parameter, int, float, types.ModuleType})
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_VALUES = frozenset({*_TENSORS, int, float, types.ModuleType})
+# With these, code reaches what it does not mention.
+_DYNAMIC = frozenset(
+    {"globals", "locals", "vars", "eval", "exec", "getattr", "__import__", "import_module", "open"}
+)
 
 
 class Identity:
@@ -57,11 +63,13 @@ class Search:
         values: whether numbers and tensors are told apart by what they hold.
     """
 
-    __slots__ = ("is_sure", "modules", "seen", "tensors", "values")
+    __slots__ = ("connects", "is_sure", "modules", "seen", "tensors", "values")
 
     def __init__(self, values: bool = False) -> None:
         self.seen: set[int] = set()
         self.values = values
+        self.connects = False
+        """Whether a tensor was met that requires grad, but for those of modules."""
         self.modules: list[torch.nn.Module] = []
         self.tensors: list[torch.Tensor] = []
         self.is_sure = True
@@ -105,6 +113,7 @@ def modules_of(func: Any) -> list[torch.nn.Module]:
 def _describe(subject: Any, search: Search) -> Any:
     kind = type(subject)
     if kind in _VALUES:
+        search.connects |= kind in _TENSORS and subject.requires_grad
         return _describe_value(subject, search) if search.values else kind
     if isinstance(subject, _SWITCHES):
         if isinstance(subject, (str, bytes)) and len(subject) > _LONG:
@@ -130,6 +139,7 @@ def _describe(subject: Any, search: Search) -> Any:
         items = subject.values() if isinstance(subject, dict) else subject
         search.is_sure &= len(subject) <= _LONG
         nested = [part for part in itertools.islice(items, _LONG) if _matters(part, search)]
+        search.connects |= any(_requires_grad(part) for part in itertools.islice(items, _LONG))
         return (kind, *[_describe(part, search) for part in nested])
     if isinstance(subject, slice):
         return (slice, *[_describe(p, search) for p in (subject.start, subject.stop, subject.step)])
@@ -157,12 +167,18 @@ def _matters(part: Any, search: Search) -> bool:
     return search.values or callable(part) or isinstance(part, (tuple, list, dict))
 
 
+def _requires_grad(part: Any) -> bool:
+    return isinstance(part, torch.Tensor) and part.requires_grad
+
+
 def _describe_object(subject: Any, search: Search) -> Any:
     """Describe a callable by its identity, anything else by its type, and both by what they hold."""
     kind: Any = type(subject)
     search.seen.add(id(subject))
     search.is_sure &= _is_torch(subject) or _is_record(kind)
-    held = [p for p in getattr(subject, "__dict__", {}).values() if _matters(p, search)]
+    attributes = getattr(subject, "__dict__", {}).values()
+    search.connects |= any(map(_requires_grad, attributes))
+    held = [p for p in attributes if _matters(p, search)]
     captured = list(search.tensors)
     parts = [_describe(part, search) for part in held[:_LONG]]
     # An object may hold what its method does not read, such as memory for the results.
@@ -204,17 +220,22 @@ def _reached(function: types.FunctionType, search: Search) -> list[Any]:
             contents = cell.cell_contents
         except ValueError:  # the cell is still empty
             continue
-        kind = type(contents)
-        parts.append(kind if kind in _VALUES and not search.values else _describe(contents, search))
+        parts.append(_describe(contents, search))
     if function.__defaults__:
         parts.append(_describe(function.__defaults__, search))
     if function.__kwdefaults__:
         parts.append(_describe(function.__kwdefaults__, search))
     space = function.__globals__
     names = _names(function.__code__)
+    search.is_sure &= not _looks_elsewhere(function.__code__)
     for name in names:
         known = space.get(name)
-        if known is None or (type(known) in _VALUES and not search.values):
+        if known is None:
+            continue
+        kind = type(known)
+        if kind in _VALUES and not search.values:
+            search.connects |= kind in _TENSORS and known.requires_grad
+            search.is_sure &= kind is not types.ModuleType or _is_closed(known, names)
             continue
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
@@ -222,10 +243,35 @@ def _reached(function: types.FunctionType, search: Search) -> list[Any]:
         elif isinstance(known, types.ModuleType):
             held = [vars(known)[attribute] for attribute in names if attribute in vars(known)]
             parts += [_describe(p, search) for p in held if type(p) in _VALUES]
-            search.is_sure &= all(type(p) in _VALUES or _is_torch(p) for p in held)
+            search.is_sure &= _is_closed(known, names)
         else:
             parts.append(_describe(known, search))
     return parts
+
+
+def _is_closed(module: types.ModuleType, names: tuple[str, ...]) -> bool:
+    """Whether all that code with these names can reach of a Python module has been seen."""
+    if module.__name__.partition(".")[0] in _UNCHANGING:
+        return True
+    held = [vars(module)[name] for name in names if name in vars(module)]
+    # Of a tensor there it is not known whether it requires grad.
+    return all(type(p) in (int, float) or _is_torch(p) for p in held)
+
+
+@functools.lru_cache(maxsize=1024)
+def _looks_elsewhere(code: types.CodeType) -> bool:
+    """Whether code imports something itself, or asks for names that it does not mention."""
+    imported = [
+        step.argval.partition(".")[0]
+        for step in dis.get_instructions(code)
+        if step.opname == "IMPORT_NAME"
+    ]
+    nested = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return (
+        not _UNCHANGING.issuperset(imported)
+        or not _DYNAMIC.isdisjoint(code.co_names)
+        or any(map(_looks_elsewhere, nested))
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -253,6 +299,7 @@ def of_arguments(
 
 
 def _of_tensor(tensor: torch.Tensor, search: Search) -> Hashable:
+    search.connects |= tensor.requires_grad
     if tensor.is_nested:  # it has no shape
         return ("nested", tensor.dtype, tensor.device)
     if tensor.layout is torch.strided or not search.values:

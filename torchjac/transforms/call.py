@@ -100,6 +100,8 @@ class Call:
         self._runs_module: bool | None = isinstance(func, torch.nn.Module) or None
         self.is_sure = True
         """Whether the signature tells all that the function captured; known once it was asked for."""
+        self.may_capture = True
+        """Whether a tensor that requires grad may be among what the function finds by itself."""
         self.captures_primals = options.argnums == PARAMS
         """Whether the function finds its primals by itself, because they are a module's parameters."""
         if options.argnums == PARAMS:
@@ -269,6 +271,7 @@ class Call:
         function, self._runs_module = of_function(self._func, search)
         arguments = of_arguments(tuple(self._args), self._kwargs, search)
         self.is_sure = search.is_sure
+        self.may_capture = search.connects or not search.is_sure
         return (self.options, function, arguments)
 
     def others(self) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]:
