@@ -38,7 +38,7 @@ class Seeds(ABC):
     counts: list[int]
     """The seeds fall into groups, of which each has its own block of products."""
 
-    _units: dict[int, Tensor] | None = None
+    _kept: dict[int, Tensor] | None = None
 
     @abstractmethod
     def sections(self, start: int, stop: int) -> Iterator[Section]:
@@ -51,18 +51,21 @@ class Seeds(ABC):
     def keep_if_small(self) -> None:
         """Make all seeds now and keep them, where they are few enough to lie around."""
         if self.total * max(self.layout.counts, default=0) <= _FEW:
-            self._units = self._make(0, self.total)
+            units = self._make(0, self.total)
+            # Of a batch the seeds are shaped anew, for that takes no memory.
+            self._kept = units if self.layout.batched else self._all_shaped(units)
 
     def chunk(self, start: int, stop: int) -> Chunk:
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""
-        if self._units is not None and stop - start == self.total:
+        if self._kept is not None and stop - start == self.total:
             # A product can be the seed itself, and what is handed out may be written into.
-            units = {leaf: unit.clone() for leaf, unit in self._units.items()}
-        else:
-            units = self._make(start, stop)
-        return {
-            leaf: self._shaped(unit, self.layout.kinds[leaf][0]) for leaf, unit in units.items()
-        }
+            copies = {leaf: unit.clone() for leaf, unit in self._kept.items()}
+            return self._all_shaped(copies) if self.layout.batched else copies
+        return self._all_shaped(self._make(start, stop))
+
+    def _all_shaped(self, units: dict[int, Tensor]) -> Chunk:
+        kinds = self.layout.kinds
+        return {leaf: self._shaped(unit, kinds[leaf][0]) for leaf, unit in units.items()}
 
     def _shaped(self, unit: Tensor, shape: torch.Size) -> Tensor:
         # (k, count) -> (k, *shape), or (k, count) -> (k, 1, *rest) -> (k, B, *rest), a view.

@@ -31,7 +31,8 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     function = problem.differentiated(way)
     if problem.compression is not None:
         return _compressed(problem, way, function, problem.compression, record)
-    if way.direction == "reverse" and _is_plain(problem, way, record):
+    # Whatever a signature tells all of is not compiled.
+    if way.direction == "reverse" and (problem.is_sure() or _is_plain(problem, way, record)):
         engine = _engine(problem, function, "reverse")
         return read_off(problem, way, function, engine, record)
     with exclusively(way.direction == "forward"), uncompiled():

@@ -134,6 +134,7 @@ def batched_jac(
             check=options.check,
             others=batch.others,
             keep_state=batch.keep_state,
+            is_sure=lambda: batch.is_sure,
         )
         return batch, problem
 

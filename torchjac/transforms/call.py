@@ -86,7 +86,8 @@ class Call:
         kwargs: Mapping[str, Any],
     ) -> None:
         self.options = options
-        if isinstance(func, _WRAPPERS):
+        is_module = isinstance(func, torch.nn.Module)
+        if is_module and isinstance(func, _WRAPPERS):
             func = func.module  # they are for training: their hooks are not for torch.func
         self._func, self._args, self._kwargs = func, args, dict(kwargs)
         self._positions: list[int] = []
@@ -97,7 +98,7 @@ class Call:
         self._outcome: Outcome | None = None
         self._buffers: Buffers | None = None
         # A thread that differentiates a module by its parameters may swap them meanwhile.
-        self._runs_module: bool | None = isinstance(func, torch.nn.Module) or None
+        self._runs_module: bool | None = is_module or None
         self.is_sure = True
         """Whether the signature tells all that the function captured; known once it was asked for."""
         self.may_capture = True

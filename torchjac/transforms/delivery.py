@@ -60,11 +60,6 @@ class Delivery(NamedTuple):
                 )
         return Delivery(out, progress, device_mesh)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether a result is made in memory of its own, by this process, and nothing shown."""
-        return self.out is None and not self.progress and self.device_mesh is None
-
     def refuse_plan(self, name: str) -> None:
         """A plan returns results of its own."""
         for option, remedy in (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,11 +19,11 @@ __all__ = ["Transform", "like_func", "transformed"]
 
 def like_func(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a wrapper the name, doc and signature of ``func``, but not the attributes of a module."""
-    return functools.wraps(func, updated=())
+    # What functools.wraps does, which takes longer to get there than to do it.
+    return lambda wrapper: functools.update_wrapper(wrapper, func, updated=())
 
 
-@dataclass(frozen=True)
-class Transform:
+class Transform(NamedTuple):
     """A transform of one function, taken apart into what is asked and what is handed out."""
 
     name: str
@@ -32,7 +32,7 @@ class Transform:
     ask: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]
     tree: Callable[[Any, Any, Sequence[Sequence[Any]]], Any]
     """Puts ``leaves[output][input]`` into the tree of the result, for a call and its outcome."""
-    own: Mapping[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any] = types.MappingProxyType({})
     """The options that this transform alone has."""
     delivery: Delivery = PLAIN
 
@@ -55,7 +55,7 @@ class Transform:
 
 def transformed(transform: Transform) -> Callable[..., Any]:
     """Put a transform together: what it asks, solved, is handed out."""
-    ask, give, plainly = transform.ask, transform.give, transform.delivery.is_plain
+    ask, give, plainly = transform.ask, transform.give, transform.delivery is PLAIN
 
     @like_func(transform.func)
     def derivative(*args: Any, **kwargs: Any) -> Any:
