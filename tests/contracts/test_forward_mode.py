@@ -2,8 +2,12 @@
 
 import threading
 
+import pytest
 import torch
+from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
+
+from torchjac.evaluation.duals import pushed as pushed_by_hand
 
 
 def pushed(function, x, **options):
@@ -14,6 +18,30 @@ def pushed(function, x, **options):
         return column, value
 
     return torch.func.vmap(push, **options)(torch.eye(len(x), dtype=x.dtype))
+
+
+def test_a_level_by_hand_agrees_with_jvp_and_holds_others():
+    """`torchjac.evaluation.duals` opens a level as `torch.func.jvp` does, and tells the others of it."""
+
+    def nested(x):
+        inner = torch.func.jvp(torch.sin, (x,), (torch.ones_like(x),))[1]
+        return inner * x
+
+    x, v = torch.randn(3), torch.randn(3)
+    expected, tangent = torch.func.jvp(nested, (x,), (v,))
+    values, tangents, carried = pushed_by_hand(lambda x: ((nested(x),), (x,)), [x], [v])
+    torch.testing.assert_close(values[0], expected)
+    torch.testing.assert_close(tangents[0], tangent)
+    torch.testing.assert_close(carried[0], x)
+    assert eager_transforms.JVP_NESTING == 0
+    with torch.autograd.forward_ad.dual_level():
+        pass
+
+
+def test_a_level_by_hand_is_closed_after_an_error():
+    with pytest.raises(ZeroDivisionError):
+        pushed_by_hand(lambda x: 1 / 0, [torch.ones(2)], [torch.ones(2)])
+    torch.func.jvp(torch.sin, (torch.zeros(2),), (torch.ones(2),))
 
 
 def test_the_value_is_not_batched_so_it_is_the_same_in_every_slice():

@@ -68,16 +68,17 @@ def vectorised_beside(
         count = len(products)
         if compiling():
             return [*products, *others]
-        beside = [_of_any_seed(other) for other in others]
+        level = _functorch.maybe_get_level(next(iter(one.values())))
+        beside = [_of_any_seed(other, level) for other in others]
         return products
 
     stacks = vectorised(alone, seeds)
     return stacks[:count], beside or [stack[0] for stack in stacks[count:] if stack is not None]
 
 
-def _of_any_seed(tensor: Tensor) -> Tensor:
-    """A tensor out of the vmap in progress, which for the most part it is no part of."""
-    if _functorch.maybe_get_level(tensor) != _functorch.maybe_current_level():
+def _of_any_seed(tensor: Tensor, level: int) -> Tensor:
+    """A tensor out of the vmap of a level, which for the most part it is no part of."""
+    if _functorch.maybe_get_level(tensor) != level:
         return tensor
     within: Tensor = _functorch.get_unwrapped(tensor)
     return within.select(_functorch.maybe_get_bdim(tensor), 0)

@@ -47,13 +47,7 @@ def pushed(
             function, tuple(primals), tuple(tangents), has_aux=True
         )
         return values, products, carried
-    with (
-        uncompiled(),
-        _transforms.jvp_increment_nesting() as level,
-        _forward._set_fwd_grad_enabled(True),
-        # There is one for the whole process; a level within another one uses that.
-        _Dual(needed=_transforms.JVP_NESTING == 1),
-    ):
+    with uncompiled(), _forward._set_fwd_grad_enabled(True), _Level() as level:
         duals = map(_forward.make_dual, primals, tangents)
         outputs, rest = function(*duals)
         pairs = [_forward.unpack_dual(output) for output in outputs]
@@ -70,16 +64,18 @@ def pushed(
         )
 
 
-class _Dual:
-    """The level of forward mode, entered where it is needed."""
+class _Level:
+    """A level of `torch.func.jvp`. The outermost one opens the only level of dual numbers that there is."""
 
-    def __init__(self, needed: bool) -> None:
-        self._needed = needed
-
-    def __enter__(self) -> None:
-        if self._needed:
+    def __enter__(self) -> int:
+        level: int = _functorch._jvp_increment_nesting()
+        _transforms.JVP_NESTING += 1
+        if _transforms.JVP_NESTING == 1:
             _forward.enter_dual_level()
+        return level
 
     def __exit__(self, *raised: object) -> None:
-        if self._needed:
+        if _transforms.JVP_NESTING == 1:
             _forward.exit_dual_level()
+        _transforms.JVP_NESTING -= 1
+        _functorch._jvp_decrement_nesting()
