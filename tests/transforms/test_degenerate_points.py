@@ -19,10 +19,11 @@ def by_rows(func: Any, x: Tensor) -> Tensor:
     """The Jacobian by plain autograd, one row at a time."""
     x = x.detach().clone().requires_grad_()
     y = func(x)
-    rows = [
-        torch.autograd.grad(entry, x, retain_graph=True, materialize_grads=True)[0]
+    found = [
+        torch.autograd.grad(entry, x, retain_graph=True, allow_unused=True)[0]
         for entry in y.reshape(-1)
     ]
+    rows = [torch.zeros_like(x) if row is None else row for row in found]
     return torch.stack(rows).reshape(*y.shape, *x.shape)
 
 
