@@ -23,6 +23,7 @@ from torchjac.evaluation.surroundings import (
     is_out_of_memory,
     out_of_inference,
 )
+from torchjac.foundations.checksums import summed_elements
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
@@ -34,6 +35,8 @@ from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
 __all__ = ["first_look", "solve"]
+
+_MUCH = 2**17  # numbers
 
 
 def solve(problem: Problem) -> Answer:
@@ -103,8 +106,13 @@ def _is_settled(problem: Problem, key: Hashable, compression: Compression) -> bo
     A pattern is one of the function's numbers and constants too. Where the signature cannot tell these (an
     attribute of a module, an array), nor anybody has watched them, every call is compared.
     """
-    known = problem.is_sure() or problem.is_unchanged(key)
-    return known and (problem.sparsity != "detect" or compression.is_true_to_constants)
+    if not (problem.is_sure() or problem.is_unchanged(key)):
+        return False
+    if problem.sparsity != "detect" or not compression.relies_on_constants:
+        return True
+    # To sum up more than that takes longer than to compare an answer.
+    is_much = sum(map(summed_elements, compression.constants)) > _MUCH
+    return not (is_much and has_values(problem.primals)) and compression.is_true_to_constants
 
 
 def _is_outdated(problem: Problem, compression: Compression) -> bool:
