@@ -207,6 +207,10 @@ class _Watch(TorchDispatchMode):
             returned = args[0] if facts.is_in_place else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return self._from_values(func, args, kwargs, operands, error)
+        except NotImplementedError as error:
+            raise StructureError(
+                f"PyTorch does not run {func} without values; {_ADVICE}"
+            ) from error
         self.interpreter.record(func, args, kwargs, operands, returned)
         return returned
 
