@@ -7,12 +7,25 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchjac.structure.detection.index_sets import Rows
 from torchjac.structure.detection.storages import key_of
 
-__all__ = ["Matrices", "entries_of"]
+__all__ = ["FORMS", "OF_SPARSE", "Matrices", "entries_of"]
+
+# What is another form of the same sparse matrix, or of its transpose.
+FORMS = {
+    torch.ops.aten.t.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.alias.default,
+}
+# What stands for a sparse matrix is dense.
+OF_SPARSE = {torch.ops.aten._sparse_addmm.default: torch.ops.aten.addmm.default}
 
 
 class _Matrix(NamedTuple):

@@ -21,7 +21,7 @@ from torchjac.structure.detection import rules  # noqa: F401 - fills the registr
 from torchjac.structure.detection.constants import Constant
 from torchjac.structure.detection.index_sets import IndexSets
 from torchjac.structure.detection.interpret import Interpreter, facts_of, tensors_in
-from torchjac.structure.detection.matrices import entries_of
+from torchjac.structure.detection.matrices import FORMS, OF_SPARSE, entries_of
 
 try:
     from torch._decomp import decomposition_table
@@ -68,17 +68,6 @@ _TAKES_MASKS = {
     f"aten::{name}"
     for name in ("index", "_unsafe_index", "index_put", "_unsafe_index_put", "_index_put_impl")
 }
-# What is another form of the same sparse matrix, or of its transpose.
-_FORMS = {
-    torch.ops.aten.t.default,
-    torch.ops.aten.transpose.int,
-    torch.ops.aten.permute.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.detach.default,
-    torch.ops.aten.alias.default,
-}
-# What stands for a sparse matrix is dense.
-_OF_SPARSE = {torch.ops.aten._sparse_addmm.default: torch.ops.aten.addmm.default}
 _ZEROS = torch.ops.aten.zeros.default
 # Said where a tensor without values is asked for its memory.
 _NO_VALUES = ("data pointer", "data_ptr", ".numpy() is not supported", "unallocated storage")
@@ -171,9 +160,9 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _FORMS and args[0].layout is not torch.strided:
+        if func in FORMS and args[0].layout is not torch.strided:
             return self._formed(func, args, kwargs)
-        func = _OF_SPARSE.get(func, func)
+        func = OF_SPARSE.get(func, func)
         facts = facts_of(func)
         args = tuple(map(self._faked, args))
         if kwargs:
@@ -202,9 +191,19 @@ class _Watch(TorchDispatchMode):
                     result = parts(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
+        return self._followed(func, args, kwargs, operands)
+
+    def _followed(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        operands: Sequence[Tensor],
+    ) -> Any:
+        """Run an op without values, and hand its operands' sets on."""
         try:
             # In place, no shape changes, and some of PyTorch's own shape functions fail there.
-            returned = args[0] if facts.is_in_place else func(*args, **kwargs)
+            returned = args[0] if facts_of(func).is_in_place else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             return self._from_values(func, args, kwargs, operands, error)
         except NotImplementedError as error:
