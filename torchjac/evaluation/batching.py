@@ -87,7 +87,7 @@ def _of_any_seed(tensor: Tensor, level: int) -> Tensor:
 def vectorised_eagerly(product: Product, seeds: Chunk) -> list[Tensor | None]:
     """The same where no compiler can be tracing."""
     _load_batching_rules()
-    size = len(next(iter(seeds.values())))
+    size = next(iter(seeds.values())).shape[0]
     level = _functorch._vmap_increment_nesting(size, "same")
     try:
         batched = {

@@ -30,7 +30,7 @@ Destinations: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Sequence[Tensor]
 """From the outputs of what is differentiated to the memory for the leaves ``[output][input]``."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Problem:
     """A function at a point, and how its derivative is wanted."""
 
@@ -123,7 +123,7 @@ class Problem:
         return jacobian if self.part is None else self.part.of(jacobian)
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
     """What a way found."""
 
