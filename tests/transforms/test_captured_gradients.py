@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import sys
 import types
 from collections.abc import Callable
@@ -128,6 +129,31 @@ def direct(w: Tensor) -> Callable[[Tensor], Tensor]:
     return func
 
 
+class Labelled(dict):  # type: ignore[type-arg]
+    """A dict with attributes."""
+
+
+def attribute_of_itself(w: Tensor) -> Callable[[Tensor], Tensor]:
+    def func(x: Tensor) -> Any:
+        return x**2 * func.w  # type: ignore[attr-defined]
+
+    func.w = w  # type: ignore[attr-defined]
+    return func
+
+
+def attribute_of_a_dict(w: Tensor) -> Callable[[Tensor], Tensor]:
+    labelled = Labelled()
+    labelled.w = w  # type: ignore[attr-defined]
+    return closure(labelled, lambda held: held.w)
+
+
+def default_object(w: Tensor) -> Callable[[Tensor], Tensor]:
+    def func(x: Tensor, holder: Holder = Holder(w)) -> Tensor:  # noqa: B008
+        return holder.scaled(x)
+
+    return func
+
+
 WAYS: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
     "closure": direct,
     "default": default,
@@ -135,6 +161,13 @@ WAYS: dict[str, Callable[[Tensor], Callable[[Tensor], Tensor]]] = {
     "tuple": lambda w: closure((1, w), lambda held: held[1]),
     "dict in a list": lambda w: closure([{"w": w}], lambda held: held[0]["w"]),
     "long list": lambda w: closure([0.0] * 100 + [w], lambda held: held[100]),
+    "list of objects": lambda w: closure([Slotted(w)], lambda held: held[0].w),
+    "default object": default_object,
+    "record in a record": lambda w: closure(Record(Record(w)), lambda held: held.w.w),  # type: ignore[arg-type]
+    "attribute of itself": attribute_of_itself,
+    "attribute of a dict": attribute_of_a_dict,
+    "attribute of a class": lambda w: closure(type("C", (), {"w": w}), lambda held: held.w),
+    "iterator": lambda w: closure(itertools.repeat(w), next),
     "set": lambda w: closure({w}, lambda held: next(iter(held))),
     "frozen record": lambda w: closure(Record(w), lambda held: held.w),
     "slots": lambda w: closure(Slotted(w), lambda held: held.w),

@@ -13,7 +13,7 @@ import functools
 import itertools
 import types
 import weakref
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ _LONG = 64
 # Where functions come from whose globals stay as they are.
 _UNCHANGING = frozenset({"builtins", "functools", "math", "operator", "torch", "torchjac"})
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+# What holds nothing else.
+_PLAIN = frozenset({int, float, complex, range, slice, torch.Size, *_SWITCHES})
 _VALUES = frozenset({*_TENSORS, int, float, types.ModuleType})
 # With these, code reaches what it does not mention.
 _DYNAMIC = frozenset(
@@ -123,6 +125,7 @@ def _describe(subject: Any, search: Search) -> Any:
         return "seen"
     if isinstance(subject, types.FunctionType):
         search.seen.add(id(subject))
+        search.is_sure &= not subject.__dict__
         return (subject.__code__, *_reached(subject, search))
     if isinstance(subject, torch.nn.Module):
         return _describe_module(subject, search)
@@ -137,9 +140,9 @@ def _describe(subject: Any, search: Search) -> Any:
     if isinstance(subject, (tuple, list, dict)):
         search.seen.add(id(subject))
         items = subject.values() if isinstance(subject, dict) else subject
-        search.is_sure &= len(subject) <= _LONG
-        nested = [part for part in itertools.islice(items, _LONG) if _matters(part, search)]
-        search.connects |= any(_requires_grad(part) for part in itertools.islice(items, _LONG))
+        # A subclass may have attributes beside its items.
+        search.is_sure &= len(subject) <= _LONG and not getattr(subject, "__dict__", None)
+        nested = _sifted(itertools.islice(items, _LONG), search)
         return (kind, *[_describe(part, search) for part in nested])
     if isinstance(subject, slice):
         return (slice, *[_describe(p, search) for p in (subject.start, subject.stop, subject.step)])
@@ -162,13 +165,21 @@ def _describe_module(module: torch.nn.Module, search: Search) -> Any:
     return (Identity(module), *training, *held)
 
 
-def _matters(part: Any, search: Search) -> bool:
-    # The rest of a container is values, and those of a log or a counter change with every call.
-    return search.values or callable(part) or isinstance(part, (tuple, list, dict))
+def _sifted(parts: Iterable[Any], search: Search) -> list[Any]:
+    """The parts that are to be described.
 
-
-def _requires_grad(part: Any) -> bool:
-    return isinstance(part, torch.Tensor) and part.requires_grad
+    The rest of a container is values, and those of a log or a counter change with every call.
+    """
+    found = []
+    for part in parts:
+        kind = type(part)
+        if search.values or callable(part) or isinstance(part, (tuple, list, dict)):
+            found.append(part)
+        elif kind in _TENSORS:
+            search.connects |= part.requires_grad
+        else:
+            search.is_sure &= kind in _PLAIN
+    return found
 
 
 def _describe_object(subject: Any, search: Search) -> Any:
@@ -176,9 +187,7 @@ def _describe_object(subject: Any, search: Search) -> Any:
     kind: Any = type(subject)
     search.seen.add(id(subject))
     search.is_sure &= _is_torch(subject) or _is_record(kind)
-    attributes = getattr(subject, "__dict__", {}).values()
-    search.connects |= any(map(_requires_grad, attributes))
-    held = [p for p in attributes if _matters(p, search)]
+    held = _sifted(getattr(subject, "__dict__", {}).values(), search)
     captured = list(search.tensors)
     parts = [_describe(part, search) for part in held[:_LONG]]
     # An object may hold what its method does not read, such as memory for the results.
