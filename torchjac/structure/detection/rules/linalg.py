@@ -114,13 +114,19 @@ def solve_triangular(op: Operation) -> Result:
     return [found, *[None] * (len(op.outputs) - 1)]
 
 
+def _first(op: Operation) -> Tensor:
+    """The gradient that an op takes: ``grad``, or since PyTorch 2.14 ``grad_output``."""
+    first: Tensor = next(iter(op.arguments.values()))
+    return first
+
+
 @rule("_cdist_backward")
 def cdist_backward(op: Operation) -> Result:
     """A point collects from its distances to all points of the other set.
 
     ``cdist_backward([[{0}, {1}]], one point in the plane) = [[{0, 1}, {0, 1}]]``
     """
-    grad, output = op["grad"], op.outputs[0]
+    grad, output = _first(op), op.outputs[0]
     others = [op[name] for name in ("x1", "x2", "cdist")]
     if any(op.sets(other) is not None for other in others):
         raise NotImplementedError
@@ -134,7 +140,7 @@ def pdist_backward(op: Operation) -> Result:
 
     ``pdist_backward([{0}, {1}, {2}], three points on a line) = [{0, 1}, {0, 2}, {1, 2}]``
     """
-    sets, points = op.sets(op["grad"]), op["self"]
+    sets, points = op.sets(_first(op)), op["self"]
     if sets is None or op.sets(points) is not None:
         raise NotImplementedError
     count, width = points.shape
