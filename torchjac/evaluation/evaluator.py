@@ -100,7 +100,8 @@ def run(
         and not engine.evaluates_anew
     ):
         try:
-            return _at_once(engine, seeds)
+            products = _pass(engine, seeds.chunk(0, total), total, last=False)
+            return _block(engine, products, total)
         except (RuntimeError, MemoryError) as error:
             if total == 1 or not is_out_of_memory(error):
                 raise
@@ -117,10 +118,8 @@ def run(
     return deferred(blocks, beyond, seeds, size, one_pass)
 
 
-def _at_once(engine: Engine, seeds: Seeds) -> list[list[Tensor]]:
+def _block(engine: Engine, products: Sequence[Tensor | None], total: int) -> list[list[Tensor]]:
     """One chunk, one leaf: the products are the block, and nothing has to be gathered."""
-    total = seeds.total
-    products = _pass(engine, seeds.chunk(0, total), total, last=False)
     return [
         [
             _or_zeros(None, like, total) if product is None else product
@@ -163,11 +162,7 @@ def _gather(
                 continue
             meter.update(stop - start)
             if stop - start == total and len(counts) == 1 and places is None:
-                # One chunk, one leaf: the products are the block, and nothing has to be gathered.
-                likes = _other_side(engine)
-                return [
-                    [_or_zeros(p, like, total) for p, like in zip(products, likes, strict=True)]
-                ]
+                return _block(engine, products, total)
             if draw is not None and start:
                 refuse_other_values(engine.values, first_values)
             first_values = first_values or (engine.values if draw is not None else ())

@@ -35,14 +35,15 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     if way.direction == "reverse" and (problem.is_sure() or _is_plain(problem, way, record)):
         engine = _engine(problem, function, "reverse")
         return read_off(problem, way, function, engine, record)
-    with exclusively(way.direction == "forward"), uncompiled():
+    # Forward passes see to that by themselves.
+    with exclusively(way.direction == "forward"), uncompiled(way.direction == "reverse"):
         engine = _engine(problem, function, way.direction)
         return read_off(problem, way, function, engine, record)
 
 
 def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
-    """Whether the passes are plain backward passes, all that a compiled function allows."""
-    if way.direction == "forward" or way.inner is not None:
+    """Whether backward passes are plain ones, all that a compiled function allows."""
+    if way.inner is not None:
         return False
     return not way.vectorised or (record is not None and problem.rows(record.output_counts) == 1)
 
@@ -76,7 +77,7 @@ def _compressed(
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
-        with exclusively(direction == "forward"), uncompiled():
+        with exclusively(direction == "forward"), uncompiled(direction == "reverse"):
             engine = _engine(problem, function, direction)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more

@@ -173,11 +173,10 @@ class Compression:
 
     def directions(self, way: Way) -> tuple[Direction, ...]:
         """The engines that ``way`` takes its products from."""
-        coloring, colors = self.coloring(way), dict[Direction, int]()
+        coloring = self.coloring(way)
+        colors: dict[Direction, int] = {way.direction: coloring.num_colors}
         if way.both:
             colors = {"forward": coloring.num_column_colors, "reverse": coloring.num_row_colors}
-        else:
-            colors = {way.direction: coloring.num_colors}
         # Without a colour there is no pass, and only a reverse engine knows its outputs without one.
         return tuple([direction for direction, count in colors.items() if count]) or ("reverse",)
 
