@@ -102,3 +102,18 @@ def test_memory_is_guessed_where_the_system_does_not_tell(monkeypatch):
 def test_the_memory_of_a_gpu_is_its_own():
     device = torch.device("cuda", 0)
     assert 0 < available_memory(device) <= torch.cuda.get_device_properties(device).total_memory
+
+
+def test_chunks_that_evaluate_anew_are_of_eight_seeds_if_that_is_not_too_much(free):
+    free(2**40)
+    sizes = {
+        size: choose_chunk_size(100, size * MIB, CPU, anew=True) for size in (4, 16, 32, 128, 512)
+    }
+    assert {size: choose_chunk_size(100, size * MIB, CPU) for size in sizes} == {
+        4: 15,
+        16: 4,
+        32: 2,
+        128: 1,
+        512: 1,
+    }
+    assert sizes == {4: 15, 16: 8, 32: 8, 128: 2, 512: 1}

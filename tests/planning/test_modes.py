@@ -9,8 +9,10 @@ from torchjac.planning.memory import forget_everything
 from torchjac.planning.modes import (
     FORWARD_COST,
     FORWARD_COST_OF_CONVOLUTIONS,
+    FORWARD_COST_OF_SLICES,
     HESSIAN_MODES,
     MODES,
+    Work,
     choose_hessian_mode,
     choose_mode,
 )
@@ -135,11 +137,68 @@ def test_a_look_sees_convolutions_and_parameters():
     x = (torch.randn(1, 1, 8),)
 
     def cost(weight, func=torch.nn.functional.conv1d):
-        return look(lambda primals: (func(*primals, weight),), x).forward_cost
+        return look(lambda primals: (func(*primals, weight),), x).work.forward_cost(2**20)
 
     assert cost(kernel.detach()) == FORWARD_COST_OF_CONVOLUTIONS
     assert cost(kernel) == FORWARD_COST
     assert cost(kernel[..., :1].detach(), torch.mul) == FORWARD_COST
+
+
+@pytest.mark.parametrize(
+    ("work", "entries", "cost"),
+    [
+        (Work(), 2**20, FORWARD_COST),
+        (Work(convolves=True), 1, FORWARD_COST_OF_CONVOLUTIONS),
+        (Work(slices=True), 2**18, FORWARD_COST_OF_SLICES),
+        (Work(slices=True), 2**18 - 1, FORWARD_COST),
+        (Work(convolves=True, slices=True), 2**20, FORWARD_COST_OF_CONVOLUTIONS),
+    ],
+)
+def test_what_a_forward_pass_costs(work, entries, cost):
+    assert work.forward_cost(entries) == cost
+
+
+def set_inside(x):
+    out = torch.zeros_like(x)
+    out[1:-1] = x[2:] * x[:-2]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("func", "slices"),
+    [
+        (lambda x: torch.cos(x[1:] - x[:-1]), True),
+        (set_inside, True),
+        (lambda x: torch.stack(x.view(8, 8).unbind()), True),
+        (lambda x: (x.roll(1) - 2 * x + x.roll(-1)) * x, False),
+        (lambda x: x.view(8, 8).T.reshape(64).sin(), False),
+        (lambda x: torch.cat([x[:1], x[1:].sin().exp().tanh().cos().sinh()]), False),
+        (lambda x: torch.ones(64, 64) @ x + x[0], False),
+    ],
+)
+def test_a_look_sees_slices(func, slices):
+    x = (torch.randn(64),)
+    assert look(lambda primals: (func(*primals),), x).work == Work(slices=slices)
+
+
+@pytest.mark.parametrize("sparsity", [None, "detect"])
+def test_many_entries_of_a_function_of_slices_go_forward(sparsity):
+    forward = []
+
+    def func(x):
+        forward.append(torch._C._functorch.peek_interpreter_stack() is not None)
+        return torch.cos(x[1:] - x[:-1])
+
+    sizes = (500, 600) if sparsity is None else (131_000, 132_000)
+    for size in sizes:
+        torchjac.jac(
+            func,
+            sparsity=sparsity,
+            layout=torch.strided if sparsity is None else torch.sparse_coo,
+            check="never",
+        )(torch.ones(size))
+        forward.append(None)
+    assert [forward[at - 1] for at, seen in enumerate(forward) if seen is None] == [False, True]
 
 
 def test_a_convolution_goes_forward_unless_its_result_is_to_be_differentiated():

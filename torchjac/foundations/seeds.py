@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchjac.foundations.layout import Layout, Section
+from torchjac.foundations.lending import lent
 
 __all__ = ["Chunk", "IdentitySeeds", "MatrixSeeds", "Seeds"]
 
@@ -38,6 +39,8 @@ class Seeds(ABC):
     counts: list[int]
     """The seeds fall into groups, of which each has its own block of products."""
 
+    few = _FEW
+    """The elements of all seeds up to which they are kept."""
     _kept: dict[int, Tensor] | None = None
 
     @abstractmethod
@@ -50,7 +53,7 @@ class Seeds(ABC):
 
     def keep_if_small(self) -> None:
         """Make all seeds now and keep them, where they are few enough to lie around."""
-        if self.total * max(self.layout.counts, default=0) <= _FEW:
+        if self._kept is None and self.total * max(self.layout.counts, default=0) <= self.few:
             units = self._make(0, self.total)
             # Of a batch the seeds are shaped anew, for that takes no memory.
             self._kept = units if self.layout.batched else self._all_shaped(units)
@@ -59,7 +62,7 @@ class Seeds(ABC):
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""
         if self._kept is not None and stop - start == self.total:
             # A product can be the seed itself, and what is handed out may be written into.
-            copies = {leaf: unit.clone() for leaf, unit in self._kept.items()}
+            copies = {leaf: lent(unit) for leaf, unit in self._kept.items()}
             return self._all_shaped(copies) if self.layout.batched else copies
         return self._all_shaped(self._make(start, stop))
 

@@ -156,12 +156,16 @@ def _prepare(
     if record is None or problem.chunk_size is None:
         return seeds, None
     held = _bytes_per_pass(problem, way, record)
-    if not always_fits(seeds.total, held):
-        return seeds, choose_chunk_size(seeds.total, held, problem.primals[0].device)
-    if not inside_transform():  # a tensor that is made inside a transform belongs to it
+    fits, size = always_fits(seeds.total, held), seeds.total
+    if not fits:
+        device, anew = problem.primals[0].device, engine.evaluates_anew
+        size = choose_chunk_size(seeds.total, held, device, anew=anew)
+    # A tensor that is made inside a transform belongs to it.
+    if size >= seeds.total and not inside_transform():
         seeds.keep_if_small()
-        record.prepared[key] = seeds
-    return seeds, None
+        if fits:
+            record.prepared[key] = seeds
+    return seeds, size
 
 
 def _bytes_per_pass(problem: Problem, way: Way, record: Record) -> int:

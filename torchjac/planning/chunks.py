@@ -23,15 +23,21 @@ _ALWAYS_FITS = 16 * _MIB
 # megabytes is mapped and cleared by the system anew.
 CPU_WORKING_SET = 64 * _MIB
 _SHARE_OF_FREE = 0.5
+# Beside so many seeds one more evaluation of the function does not count. To take them at once a working
+# set may be so much larger.
+_ENOUGH, _STRETCHED = 8, 4
 
 
-def choose_chunk_size(passes: int, bytes_per_pass: int, device: torch.device) -> int:
+def choose_chunk_size(
+    passes: int, bytes_per_pass: int, device: torch.device, *, anew: bool = False
+) -> int:
     """Choose the seeds per chunk so that the chunk's intermediate results fit into free memory.
 
     Args:
         passes: how many seeds there are in all.
         bytes_per_pass: what the intermediate results of one seed hold at once, estimated.
         device: where they live.
+        anew: whether each chunk evaluates the function, so that small ones are dear.
 
     Returns:
         A number from 1 to ``passes``.
@@ -45,9 +51,13 @@ def choose_chunk_size(passes: int, bytes_per_pass: int, device: torch.device) ->
     if always_fits(passes, bytes_per_pass):
         return max(passes, 1)
     room = int(available_memory(device) * _SHARE_OF_FREE)
+    most = room // max(bytes_per_pass, 1)
     if device.type == "cpu":
-        room = min(room, CPU_WORKING_SET)
-    most = max(1, min(passes, room // max(bytes_per_pass, 1)))
+        best = CPU_WORKING_SET // max(bytes_per_pass, 1)
+        if anew:
+            best = max(best, min(_ENOUGH, _STRETCHED * CPU_WORKING_SET // max(bytes_per_pass, 1)))
+        most = min(most, best)
+    most = max(1, min(passes, most))
     # Chunks of equal size: the same number of them, and no small rest.
     return math.ceil(passes / math.ceil(passes / most))
 

@@ -29,9 +29,11 @@ __all__ = ["Compression"]
 
 _colorings: Store[Coloring] = Store(most=64, heaviest=2**28)
 
-# Of an entry: its row and column, where it is read from, and the same again in the layouts.
-_BYTES_PER_ENTRY = 10 * 8
+# Of an entry: its row and column, where it is read from, the same again in the layouts, and seeds.
+_BYTES_PER_ENTRY = 12 * 8
 
+# Seeds that are kept have no more elements than that: making them takes as long as reading the entries.
+_SEEDS_PER_ENTRY = 2
 
 # What depends on how dear the passes of one mode are in those of the other.
 _MIXED = ("auto", "bidirectional")
@@ -194,7 +196,8 @@ class Compression:
             raise PatternError(self._misfit(f"{layout.total} {side}"))
         number = coloring.num_column_colors if by_columns else coloring.num_row_colors
         with without_transforms():
-            seeds = self._seeds[key] = ColorSeeds(layout, colors, number)
+            few = max(_SEEDS_PER_ENTRY * self.pattern.nnz, ColorSeeds.few)
+            seeds = self._seeds[key] = ColorSeeds(layout, colors, number, few)
         return seeds
 
     def digests(self, way: Way) -> dict[str, Digest]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.foundations.compiler import uncompiled
-from torchjac.planning.modes import FORWARD_COST, FORWARD_COST_OF_CONVOLUTIONS
+from torchjac.planning.modes import ORDINARY, Work
 
 __all__ = ["Look", "evaluate_plainly", "look"]
 
@@ -24,8 +24,8 @@ class Look(NamedTuple):
     """The elements of each output."""
     largest: int
     """The bytes of the largest result of any op."""
-    forward_cost: float
-    """Of a forward pass, in backward passes."""
+    work: Work
+    """What decides between the modes."""
 
 
 class _Watch(TorchDispatchMode):
@@ -34,6 +34,10 @@ class _Watch(TorchDispatchMode):
     nbytes = 0
     convolves = False
     requires_grad = False
+    moved = 0
+    """Numbers that a pass of either mode reads or writes, op by op."""
+    sliced = 0
+    """Those that a backward pass fills with zeros and adds up, for views of a part of a tensor."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -41,11 +45,18 @@ class _Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         self.convolves |= func is torch.ops.aten.convolution.default
         self.requires_grad |= any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        if any(returned.alias_info is not None for returned in func._schema.returns):
-            return result  # a view, or changed in place: no new memory
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
-                self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
+        given = [arg.numel() for arg in args if isinstance(arg, Tensor)]
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        made = [tensor for tensor in results if isinstance(tensor, Tensor)]
+        alias = func._schema.returns[0].alias_info if func._schema.returns else None
+        if alias is None or alias.is_write:
+            self.moved += max([*given, *(tensor.numel() for tensor in made)], default=0)
+        else:
+            self.sliced += sum(2 * given[0] for tensor in made if tensor.numel() < given[0])
+        if alias is None:  # else a view, or changed in place: no new memory
+            for tensor in made:
+                if tensor.layout is torch.strided:
+                    self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
         return result
 
 
@@ -63,9 +74,10 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     if values is None:
         values = evaluate_plainly(evaluate, primals)
     # A graph of parameters is kept in less memory behind backward passes; see NOTE [Deferred graphs].
-    forward = watch.convolves and not watch.requires_grad
-    cost = FORWARD_COST_OF_CONVOLUTIONS if forward else FORWARD_COST
-    return Look(tuple(value.numel() for value in values), watch.nbytes, cost)
+    work = ORDINARY
+    if not watch.requires_grad:
+        work = Work(watch.convolves, watch.sliced > watch.moved)
+    return Look(tuple(value.numel() for value in values), watch.nbytes, work)
 
 
 def evaluate_plainly(evaluate: Evaluation, primals: Sequence[Tensor]) -> Sequence[Tensor]:

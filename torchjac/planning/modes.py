@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torchjac.evaluation.engines import Direction
 
 __all__ = [
     "FORWARD_COST",
     "FORWARD_COST_OF_CONVOLUTIONS",
+    "FORWARD_COST_OF_SLICES",
     "HESSIAN_MODES",
     "MODES",
+    "ORDINARY",
+    "Work",
     "choose_hessian_mode",
     "choose_mode",
 ]
@@ -28,6 +33,28 @@ FORWARD_COST = 2
 FORWARD_COST_OF_CONVOLUTIONS = 0.5
 """The same where f convolves: vmapped backward passes of convolutions take twice as long, or longer."""
 
+FORWARD_COST_OF_SLICES = 0.8
+"""The same where f mostly takes slices: a backward pass fills a whole tensor with zeros for each."""
+
+_MANY = 2**18  # entries; of fewer, what each op costs counts for more than the numbers it moves
+
+
+class Work(NamedTuple):
+    """What goes on inside a function, as far as it decides between the modes."""
+
+    convolves: bool = False
+    slices: bool = False
+    """Whether backward passes move more numbers for slices than for all else."""
+
+    def forward_cost(self, entries: int) -> float:
+        """Of a forward pass in backward passes, for a Jacobian of so many entries that are not zero."""
+        if self.convolves:
+            return FORWARD_COST_OF_CONVOLUTIONS
+        return FORWARD_COST_OF_SLICES if self.slices and entries >= _MANY else FORWARD_COST
+
+
+ORDINARY = Work()
+
 
 def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD_COST) -> Direction:
     """Choose the mode of a Jacobian from the number of passes that each one takes.
@@ -37,7 +64,8 @@ def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD
     1. One output: reverse. It is a single plain backward pass.
     2. One input: forward. It is a single plain evaluation with a tangent.
     3. Fewer inputs than half of the outputs: forward, one pass per input; of a function that convolves,
-       fewer than twice the outputs.
+       fewer than twice the outputs, of one that mostly takes slices, fewer than 1.25 times, if the
+       Jacobian has many entries.
     4. Otherwise reverse, one pass per output. Where the two counts are close reverse is preferred:
        it evaluates the function once and outside vmap, nearly every op supports it, and a forward
        pass costs more than a backward pass of a small function, for it repeats the evaluation.

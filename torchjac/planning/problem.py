@@ -16,7 +16,7 @@ from torchjac.evaluation.programs.linear import Point
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.compressed import Compression
-from torchjac.planning.modes import FORWARD_COST
+from torchjac.planning.modes import ORDINARY, Work
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
 from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.coloring import Coloring
@@ -56,8 +56,8 @@ class Problem:
     promised: bool = False
     """Whether that independence is only the user's word, so that it has to be checked."""
     mode: str = "auto"
-    forward_cost: float = FORWARD_COST
-    """Of a forward pass in backward passes, once the function has been looked at."""
+    work: Work = ORDINARY
+    """What goes on inside the function, once it has been looked at."""
     chunk_size: int | Literal["auto"] | None = "auto"
     check: str = "first"
     into: Destinations | None = None
@@ -101,7 +101,7 @@ class Problem:
             num_inputs,
             num_outputs,
             vectorise=vectorise,
-            forward_cost=self.forward_cost,
+            forward_cost=self.work.forward_cost(num_inputs * num_outputs),
         )
 
     def rows(self, output_counts: Sequence[int]) -> int:

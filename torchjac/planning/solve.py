@@ -130,7 +130,7 @@ def first_look(problem: Problem, draw: Draw) -> Record:
     else:
         with draw.aside():
             seen = look(lambda primals: problem.function(primals)[0], problem.primals)
-            counts, largest, problem.forward_cost = seen
+            counts, largest, problem.work = seen
     slower = problem.function is problem.slower
     if problem.sparsity is not None:
         with draw.aside():

@@ -72,7 +72,7 @@ def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
         given=given,
         symmetric=problem.order == 2 and m == 1,
         name=problem.name,
-        forward_cost=problem.forward_cost,
+        forward_cost=problem.work.forward_cost(pattern.nnz),
     )
     compression.check_shape(rows, n)
     if compression.symmetric and not pattern.is_symmetric:

@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchjac.foundations.lending import lent
+
 __all__ = ["LAYOUTS", "BlockIndex", "SparseBlock"]
 
 # Before torch 2.1 that is said afterwards.
 _COALESCED: dict[str, Any] = {"is_coalesced": True} if hasattr(torch, "compiler") else {}
-
-# What is handed out may be written into, its indices too. A lazy copy is made when that happens, which is
-# hardly ever; and indices take more memory than values.
-_lent = getattr(torch, "_lazy_clone", torch.clone)
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -119,7 +117,8 @@ class SparseBlock(NamedTuple):
     def laid_out(self, layout: torch.layout) -> Tensor:
         """The block as a tensor: ``(*out, *in)``, strided or COO, or a CSR matrix.
 
-        A CSR tensor is a matrix, so its block is that of the flattened leaves.
+        A CSR tensor is a matrix, so its block is that of the flattened leaves. What is handed out may be
+        written into, its indices too; these take more memory than the values, so they are lent.
         """
         where, values = self.where, self.values
         rows, columns = where.output.numel(), where.primal.numel()
@@ -134,15 +133,15 @@ class SparseBlock(NamedTuple):
         if layout is torch.sparse_csr:
             _announce_csr()
             return torch.sparse_csr_tensor(
-                _lent(where.row_starts),
-                _lent(where.cols),
+                lent(where.row_starts),
+                lent(where.cols),
                 values,
                 (rows, columns),
                 device=values.device,
                 check_invariants=False,
             )
         found = torch.sparse_coo_tensor(
-            _lent(where.coordinates),
+            lent(where.coordinates),
             values,
             where.shape,
             device=values.device,

@@ -24,10 +24,13 @@ class ColorSeeds(Seeds):
         layout: the leaves.
         colors: of the positions of ``layout``, from 0, or -1 for no seed at all; None if there are none.
         num_colors: how many colours there are.
+        few: the elements of all seeds up to which they are kept, if not the usual number.
     """
 
-    def __init__(self, layout: Layout, colors: Indices | None, num_colors: int) -> None:
-        self.layout = layout
+    def __init__(
+        self, layout: Layout, colors: Indices | None, num_colors: int, few: int = Seeds.few
+    ) -> None:
+        self.layout, self.few = layout, few
         self.total, self.counts = num_colors, [num_colors]
         if colors is None:
             colors = np.full(layout.total, -1)

@@ -158,7 +158,7 @@ def _pattern(problem: Problem, record: Record, notes: list[str]) -> Compression 
         pattern,
         symmetric=problem.order == 2 and m == 1,
         name=problem.name,
-        forward_cost=problem.forward_cost,
+        forward_cost=problem.work.forward_cost(pattern.nnz),
     )
 
 
