@@ -191,7 +191,8 @@ class Push(Engine):
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
         if not compiling():
             load_forward_rules()
-        self._function = function
+        of_copies = None if compiling() else getattr(function, "of_copies", None)
+        self._function, self._copies = of_copies or function, of_copies is not None
         self.primals = [_with_memory_of_its_own(primal) for primal in primals]
         self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()
 
@@ -202,13 +203,16 @@ class Push(Engine):
             # PyTorch copies a tangent that is laid out unlike its primal, for fixed sizes alone.
             tangents = tuple(tangent.contiguous() for tangent in tangents)
 
+        # A copy of a dual number is two, of which that of the tangent is nobody else's already.
+        primals = [p.clone() for p in self.primals] if self._copies else self.primals
+
         def partial(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            full = list(self.primals)
+            full = list(primals)
             for index, leaf in zip(touched, leaves, strict=True):
                 full[index] = leaf
             return self._function(full)
 
-        here = [self.primals[leaf] for leaf in touched]
+        here = [primals[leaf] for leaf in touched]
         values, products, carried = pushed(partial, here, tangents)
         self.values, self.carried = values, carried
         return list(products)

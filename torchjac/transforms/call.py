@@ -103,6 +103,7 @@ class Call:
         """Whether the signature tells all that the function captured; known once it was asked for."""
         self.may_capture = True
         """Whether a tensor that requires grad may be among what the function finds by itself."""
+        self._are_copies = False
         self.captures_primals = options.argnums == PARAMS
         """Whether the function finds its primals by itself, because they are a module's parameters."""
         if options.argnums == PARAMS:
@@ -210,6 +211,14 @@ class Call:
         carried += [leaf for leaf in (aux.leaves if aux else ()) if isinstance(leaf, Tensor)]
         return tuple(output for kind, output in pairs if kind == "differentiable"), tuple(carried)
 
+    def of_copies(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The same on leaves that nobody else has, and that need not be copied again."""
+        self._are_copies = True
+        try:
+            return self(leaves)
+        finally:
+            self._are_copies = False
+
     def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
         return self._apply(leaves, self._args)
 
@@ -220,7 +229,12 @@ class Call:
         for position, spec in zip(self._positions, self._specs, strict=False):
             full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
-        args, kwargs = _copied(full), _copied(self._kwargs) if self._kwargs else self._kwargs
+        own = self._positions if self._are_copies else ()
+        args = [
+            arg if k in own else arg.clone() if isinstance(arg, Tensor) else _copied(arg)
+            for k, arg in enumerate(full)
+        ]
+        kwargs = self._kwargs and {name: _copied(arg) for name, arg in self._kwargs.items()}
         if self._runs_module is False:
             return self._func(*args, **kwargs)
         with exclusively(bool(self._runs_module)), self._leaving_no_trace():
@@ -325,16 +339,9 @@ class Call:
         return tuple(parts)
 
 
-def _copied(arguments: Any) -> Any:
-    """Copy every tensor of a list of arguments, or of a dict of keyword arguments."""
-    if isinstance(arguments, dict):
-        return {name: _copied([argument])[0] for name, argument in arguments.items()}
-    return [
-        argument.clone()
-        if isinstance(argument, Tensor)
-        else map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
-        for argument in arguments
-    ]
+def _copied(argument: Any) -> Any:
+    """Copy every tensor of a tree."""
+    return map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
 
 
 def _describe(returned: object) -> str:
