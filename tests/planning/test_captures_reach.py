@@ -9,8 +9,11 @@ import random
 import threading
 import time
 
+import numpy
 import pytest
 import torch
+from scipy.interpolate import CubicSpline
+from scipy.sparse import csr_array
 from torch import nn
 
 from tests.planning.captured import Config, closing_over, mlp
@@ -92,6 +95,12 @@ def test_what_cannot_be_followed_is_said(held, said):
 def test_what_is_only_held_or_inside_a_library_is_no_doubt(held):
     captures = Captures.of(closing_over(held))
     assert captures.is_sure, captures.unsure_of
+
+
+@pytest.mark.parametrize("held", [csr_array(numpy.eye(2)), CubicSpline([0, 1], [0, 1])])
+def test_objects_of_scipy_hide_their_arrays(held):
+    # Of some of its classes not even the module is a text.
+    assert "whose type ndarray hides" in Captures.of(closing_over(held)).unsure_of
 
 
 @pytest.mark.parametrize(

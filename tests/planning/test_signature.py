@@ -320,6 +320,40 @@ def test_a_log_that_grows_with_every_call_is_no_other_function():
     assert len(calls) == before + 1
 
 
+def around_all(options):
+    return [
+        torchjac.jac(torch.sin, **options),
+        torchjac.hessian(torch.sin, **options),
+        torchjac.batched_jac(torch.sin, **options),
+        torchjac.laplacian(torch.sin, **options),
+        torchjac.jac_diag(torch.sin, **options),
+        torchjac.divergence(torch.sin, **options),
+        torchjac.jac_blocks(torch.sin, **options),
+    ]
+
+
+def test_transforms_are_their_options_and_their_function():
+    made = around_all({})
+    described = [of_function(transform)[0] for transform in made]
+    assert described == [of_function(transform)[0] for transform in around_all({})]
+    others = [of_function(transform)[0] for transform in around_all({"chunk_size": 1})]
+    assert len({*described, *others}) == 2 * len(made)
+    # All that is known of one is known: its own functions are not looked into.
+    assert all(len(repr(key)) < 1000 for key in described)
+
+
+def test_a_function_that_wraps_a_transform_is_no_transform():
+    def wrapping(held):
+        @functools.wraps(torchjac.jac(torch.sin))
+        def func(x):
+            return held(x)
+
+        return func
+
+    assert same(wrapping(torch.sin), wrapping(torch.sin))
+    assert not same(wrapping(torch.sin), wrapping(torch.cos))
+
+
 def test_a_module_in_a_container_of_an_object_is_reached():
     class Trainer:
         def __init__(self):

@@ -134,6 +134,31 @@ def test_what_torch_func_refuses_works(name: str) -> None:
     torch.testing.assert_close(hessian, torch.diag(6 * x))
 
 
+def hooked(x: Tensor) -> Tensor:
+    y = x**3
+    y.register_hook(lambda grad: grad * 1)
+    return y
+
+
+def with_gradient_retained(x: Tensor) -> Tensor:
+    y = x**3
+    y.retain_grad()
+    return y
+
+
+@pytest.mark.parametrize("func", [hooked, with_gradient_retained])
+def test_hooks_of_tensors_ask_for_a_graph(func: Callable[[Tensor], Tensor]) -> None:
+    """Without one they cannot even be registered, as where a function is first looked at."""
+    x = torch.randn(4, dtype=torch.float64)
+    expected = torch.diag(3 * x**2)
+    for sparsity in (None, "detect"):
+        torch.testing.assert_close(torchjac.jac(func, sparsity=sparsity)(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(torchjac.jac(func, mode="reverse")(x), expected)
+    batched = torchjac.batched_jac(func, per_sample=False)(x[:, None])
+    torch.testing.assert_close(batched.flatten(), expected.diagonal())
+
+
 @pytest.mark.parametrize("mode", ["auto", "forward", "reverse"])
 def test_control_flow_that_depends_on_values(mode: str) -> None:
     def func(x: Tensor) -> Tensor:

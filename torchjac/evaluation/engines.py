@@ -191,7 +191,8 @@ class Push(Engine):
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
         if not compiling():
             load_forward_rules()
-        of_copies = None if compiling() else getattr(function, "of_copies", None)
+        traced = compiling() or torch._C._len_torch_dispatch_stack()
+        of_copies = None if traced else getattr(function, "of_copies", None)
         self._function, self._copies = of_copies or function, of_copies is not None
         self.primals = [_with_memory_of_its_own(primal) for primal in primals]
         self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()

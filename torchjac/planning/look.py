@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -15,6 +16,9 @@ from torchjac.planning.modes import ORDINARY, Work
 __all__ = ["Look", "evaluate_plainly", "look"]
 
 Evaluation: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+_NO_GRAD = re.compile("does not require grad|doesn't require grad|requires_grad=False")
 
 
 class Look(NamedTuple):
@@ -32,6 +36,8 @@ class _Watch(TorchDispatchMode):
     """Notes the size of the largest tensor that any op makes, and what decides between the modes."""
 
     nbytes = 0
+    largest = 0
+    """Its elements."""
     convolves = False
     requires_grad = False
     moved = 0
@@ -57,6 +63,7 @@ class _Watch(TorchDispatchMode):
             for tensor in made:
                 if tensor.layout is torch.strided:
                     self.nbytes = max(self.nbytes, tensor.numel() * tensor.element_size())
+                    self.largest = max(self.largest, tensor.numel())
         return result
 
 
@@ -77,6 +84,7 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     work = ORDINARY
     if not watch.requires_grad:
         work = Work(watch.convolves, watch.sliced > watch.moved)
+    work = work._replace(largest=watch.largest)
     return Look(tuple(value.numel() for value in values), watch.nbytes, work)
 
 
@@ -86,8 +94,8 @@ def evaluate_plainly(evaluate: Evaluation, primals: Sequence[Tensor]) -> Sequenc
         with torch.no_grad():
             return evaluate(primals)
     except RuntimeError as error:
-        # What autograd says of a tensor that does not require grad; nothing else is tried twice.
-        if "does not require grad" not in str(error):
+        # What autograd says where derivatives are taken or hooks are registered; nothing else is tried twice.
+        if not _NO_GRAD.search(str(error)):
             raise
     with torch.enable_grad():
         return evaluate([primal.detach().requires_grad_() for primal in primals])

@@ -37,6 +37,7 @@ FORWARD_COST_OF_SLICES = 0.8
 """The same where f mostly takes slices: a backward pass fills a whole tensor with zeros for each."""
 
 _MANY = 2**18  # entries; of fewer, what each op costs counts for more than the numbers it moves
+_LITTLE = 2**17  # numbers
 
 
 class Work(NamedTuple):
@@ -45,6 +46,8 @@ class Work(NamedTuple):
     convolves: bool = False
     slices: bool = False
     """Whether backward passes move more numbers for slices than for all else."""
+    largest: int = 0
+    """The elements of the largest result of any op; 0 if nobody knows."""
 
     def forward_cost(self, entries: int) -> float:
         """Of a forward pass in backward passes, for a Jacobian of so many entries that are not zero."""
@@ -88,7 +91,9 @@ def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD
     return "reverse"
 
 
-def choose_hessian_mode(num_outputs: int) -> tuple[Direction, Direction]:
+def choose_hessian_mode(
+    num_outputs: int, num_inputs: int = 0, largest: int = 0
+) -> tuple[Direction, Direction]:
     """Choose the outer and the inner mode of a Hessian.
 
     The inner derivative is always taken in reverse: PyTorch's second derivatives are least
@@ -97,10 +102,18 @@ def choose_hessian_mode(num_outputs: int) -> tuple[Direction, Direction]:
     1. One output: the gradient is one plain backward pass, and reverse-over-reverse goes over its
        graph n times; that takes 0.5 to 0.65 of the time of forward-over-reverse.
     2. Several outputs: forward-over-reverse takes n passes, reverse-over-reverse one for each of the
-       m·n entries of the inner Jacobian.
+       m·n entries of the inner Jacobian, each over the graph of m backward passes. While that is little,
+       m·m·n times the largest tensor inside, what each op costs counts for more than the numbers it
+       moves, and reverse-over-reverse takes a third to a half of the time.
+
+    Args:
+        num_outputs: m.
+        num_inputs: n.
+        largest: the elements of the largest result of any op of the function; 0 if nobody knows.
 
     Example:
         >>> choose_hessian_mode(1), choose_hessian_mode(3)
         (('reverse', 'reverse'), ('forward', 'reverse'))
     """
-    return ("reverse" if num_outputs <= 1 else "forward"), "reverse"
+    moved = num_outputs * num_outputs * num_inputs * largest
+    return ("reverse" if num_outputs <= 1 or 0 < moved <= _LITTLE else "forward"), "reverse"

@@ -91,11 +91,12 @@ class Problem:
     def ways(self, num_outputs: int) -> tuple[Way, ...]:
         """The ways that the options leave, best first."""
         vectorise = self.chunk_size != 1
+        num_inputs = Layout(self.primals, batched=self.batched).total
         if self.order == 2:
-            return hessian_ways(self.mode, num_outputs, vectorise=vectorise)
+            largest = 0 if self.compression else self.work.largest
+            return hessian_ways(self.mode, num_outputs, num_inputs, largest, vectorise=vectorise)
         if self.compression is not None:
             return compressed_ways(self.mode, self.compression.chosen, vectorise=vectorise)
-        num_inputs = Layout(self.primals, batched=self.batched).total
         return jacobian_ways(
             self.mode,
             num_inputs,

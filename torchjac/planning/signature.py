@@ -20,11 +20,23 @@ import torch
 
 from torchjac.foundations.pytree import flatten
 
-__all__ = ["Identity", "Search", "modules_of", "of_arguments", "of_function", "tensors_of"]
+__all__ = [
+    "DESCRIBED",
+    "Identity",
+    "Search",
+    "modules_of",
+    "of_arguments",
+    "of_function",
+    "tensors_of",
+]
 
 # What a closure holds beside functions and modules are values, and values do not change which code
 # runs; these do, because they are how switches are written.
 _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
+# Those among what an object, a module or a container holds; the numbers there may be counters.
+_WORDS = frozenset({str, bool, type(None)})
+_OF_MODULES = list(vars(torch.nn.Module()))
+_COMMON = len(_OF_MODULES)
 
 
 # Of a container or a text, so many items are looked at; functions and modules come in small numbers.
@@ -39,6 +51,10 @@ _VALUES = frozenset({*_TENSORS, int, float, types.ModuleType})
 _DYNAMIC = frozenset(
     {"globals", "locals", "vars", "eval", "exec", "getattr", "__import__", "import_module", "open"}
 )
+
+
+# What torchjac's own transforms write on the functions they return: the options that these belong to.
+DESCRIBED = "_torchjac_described"
 
 
 class Identity:
@@ -124,9 +140,7 @@ def _describe(subject: Any, search: Search) -> Any:
     if id(subject) in search.seen:
         return "seen"
     if isinstance(subject, types.FunctionType):
-        search.seen.add(id(subject))
-        search.is_sure &= not subject.__dict__
-        return (subject.__code__, *_reached(subject, search))
+        return _describe_function(subject, search)
     if isinstance(subject, torch.nn.Module):
         return _describe_module(subject, search)
     if isinstance(subject, types.MethodType):
@@ -142,7 +156,7 @@ def _describe(subject: Any, search: Search) -> Any:
         items = subject.values() if isinstance(subject, dict) else subject
         # A subclass may have attributes beside its items.
         search.is_sure &= len(subject) <= _LONG and not getattr(subject, "__dict__", None)
-        nested = _sifted(itertools.islice(items, _LONG), search)
+        nested = _sifted(itertools.islice(items, _LONG), search, texts=kind is not list)
         return (kind, *[_describe(part, search) for part in nested])
     if isinstance(subject, slice):
         return (slice, *[_describe(p, search) for p in (subject.start, subject.stop, subject.step)])
@@ -159,21 +173,47 @@ def _describe_value(subject: Any, search: Search) -> Any:
 def _describe_module(module: torch.nn.Module, search: Search) -> Any:
     search.modules.append(module)
     search.is_sure = False
-    # Training mode changes what runs: batch norm couples the samples, dropout draws.
-    training = [module.training for module in module.modules()]
+    switches = _switches(module)
     held = [_describe_value(buffer, search) for buffer in module.buffers()] if search.values else ()
-    return (Identity(module), *training, *held)
+    return (Identity(module), *switches, *held)
 
 
-def _sifted(parts: Iterable[Any], search: Search) -> list[Any]:
+def _switches(module: torch.nn.Module) -> list[Any]:
+    """What turns ways through a module on and off, and what it lacks.
+
+    Batch norm couples the samples in training mode, and also without running statistics.
+    """
+    found: list[Any] = []
+    for part in module.modules():
+        held = vars(part)
+        names = list(held)
+        found.append(part.training)
+        # Every module begins with the same dicts, which makes it quick to see what it has beside them.
+        for name in names[_COMMON:] if names[:_COMMON] == _OF_MODULES else names:
+            if held[name].__class__ in _WORDS:
+                found.append(held[name])  # noqa: PERF401 - a comprehension is a call
+        for tensors in (part._parameters, part._buffers):
+            for tensor in tensors.values():
+                if tensor is None:
+                    found.append(None)  # noqa: PERF401
+    return found
+
+
+def _sifted(parts: Iterable[Any], search: Search, texts: bool = True) -> list[Any]:
     """The parts that are to be described.
 
-    The rest of a container is values, and those of a log or a counter change with every call.
+    The rest of a container is values, and those of a log or a counter change with every call; so do the
+    ``texts`` of a list.
     """
     found = []
     for part in parts:
         kind = type(part)
-        if search.values or callable(part) or isinstance(part, (tuple, list, dict)):
+        if (
+            search.values
+            or (kind in _WORDS and (texts or kind is not str))
+            or callable(part)
+            or isinstance(part, (tuple, list, dict))
+        ):
             found.append(part)
         elif kind in _TENSORS:
             search.connects |= part.requires_grad
@@ -221,9 +261,14 @@ def _is_torch(subject: Any) -> bool:
     return getattr(subject, "__module__", "").partition(".")[0] in _UNCHANGING
 
 
-def _reached(function: types.FunctionType, search: Search) -> list[Any]:
-    """Describe the contents of a closure, the defaults, and the globals that the code names."""
-    parts: list[Any] = []
+def _describe_function(function: types.FunctionType, search: Search) -> Any:
+    """Describe the code, the contents of the closure, the defaults, and the globals that the code names."""
+    search.seen.add(id(function))
+    written = function.__dict__
+    if DESCRIBED in written and function.__globals__["__name__"][:9] == "torchjac.":
+        return (function.__code__, written[DESCRIBED], _describe(written["__wrapped__"], search))
+    search.is_sure &= not written
+    parts: list[Any] = [function.__code__]
     for cell in function.__closure__ or ():
         try:
             contents = cell.cell_contents
@@ -255,7 +300,7 @@ def _reached(function: types.FunctionType, search: Search) -> list[Any]:
             search.is_sure &= _is_closed(known, names)
         else:
             parts.append(_describe(known, search))
-    return parts
+    return tuple(parts)
 
 
 def _is_closed(module: types.ModuleType, names: tuple[str, ...]) -> bool:

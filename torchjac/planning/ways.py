@@ -83,12 +83,14 @@ def compressed_ways(mode: str, choose: Callable[[], str], *, vectorise: bool) ->
     return ladder
 
 
-def hessian_ways(mode: str, num_outputs: int, *, vectorise: bool) -> tuple[Way, ...]:
+def hessian_ways(
+    mode: str, num_outputs: int, num_inputs: int = 0, largest: int = 0, *, vectorise: bool
+) -> tuple[Way, ...]:
     """Order the ways to a Hessian; automatically none with forward mode inside."""
     if mode != "auto":
         outer, inner = mode.split("-over-")
         return _ladder([(_direction(outer), _direction(inner))], vectorise)
-    first, inner = choose_hessian_mode(num_outputs)
+    first, inner = choose_hessian_mode(num_outputs, num_inputs, largest)
     second: Direction = "reverse" if first == "forward" else "forward"
     return _ladder([(first, inner), (second, inner)], vectorise)
 

@@ -92,7 +92,7 @@ def jac_blocks(
         Ranks.check(name, device_mesh)
     make = maker(name, func, argnums, order=1)
 
-    @like_func(func)
+    @like_func(func, name, argnums, by, chunk_size)
     def blocks(*args: Any, **kwargs: Any) -> Blocks:
         if compiling() or inside_transform():
             raise UnsupportedError(

@@ -302,7 +302,7 @@ def _contraction(
     how.check(kind)
     reached, ask = Reached(func), asks(options, func, order)
 
-    @like_func(func)
+    @like_func(func, options, how.method, how.num_samples, how.return_error, order, kind)
     def contracted(*args: Any, **kwargs: Any) -> Any:
         call, problem = ask(args, kwargs)
         if how.progress:

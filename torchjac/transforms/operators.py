@@ -128,7 +128,7 @@ def maker(
     options = Options.checked(name, func, argnums)
     make = _jacobian if order == 1 else _hessian
 
-    @like_func(func)
+    @like_func(func, options)
     def operator(*args: Any, **kwargs: Any) -> LinearOperator:
         call = Call(options, func, args, kwargs)
         if compiling():

@@ -85,9 +85,10 @@ def hessian_sparsity(
 def _finder(
     name: str, func: Callable[..., Any], argnums: Argnums, order: int
 ) -> Callable[..., SparsityPattern]:
-    ask = asks(Options.checked(name, func, argnums), func, order)
+    options = Options.checked(name, func, argnums)
+    ask = asks(options, func, order)
 
-    @like_func(func)
+    @like_func(func, options)
     def pattern(*args: Any, **kwargs: Any) -> SparsityPattern:
         return find_pattern(ask(args, kwargs)[1])[0]
 

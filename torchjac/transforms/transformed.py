@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.signature import DESCRIBED
 from torchjac.planning.solve import solve
 from torchjac.transforms.delivery import PLAIN, Delivery, delivered
 from torchjac.transforms.options import check_flag
@@ -17,10 +18,20 @@ from torchjac.transforms.options import check_flag
 __all__ = ["Transform", "like_func", "transformed"]
 
 
-def like_func(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a wrapper the name, doc and signature of ``func``, but not the attributes of a module."""
-    # What functools.wraps does, which takes longer to get there than to do it.
-    return lambda wrapper: functools.update_wrapper(wrapper, func, updated=())
+def like_func(
+    func: Callable[..., Any], *options: Hashable
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a wrapper the name, doc and signature of ``func``, but not the attributes of a module.
+
+    The ``options`` are all that tells it apart from another wrapper of ``func`` with the same code.
+    """
+
+    def like(wrapper: Callable[..., Any]) -> Callable[..., Any]:
+        setattr(wrapper, DESCRIBED, options)
+        # What functools.wraps does, which takes longer to get there than to do it.
+        return functools.update_wrapper(wrapper, func, updated=())
+
+    return like
 
 
 class Transform(NamedTuple):
@@ -57,7 +68,7 @@ def transformed(transform: Transform) -> Callable[..., Any]:
     """Put a transform together: what it asks, solved, is handed out."""
     ask, give, plainly = transform.ask, transform.give, transform.delivery is PLAIN
 
-    @like_func(transform.func)
+    @like_func(transform.func, transform.options, *map(repr, transform.own.items()))
     def derivative(*args: Any, **kwargs: Any) -> Any:
         if not plainly:
             return delivered(transform, transform.delivery, args, kwargs)

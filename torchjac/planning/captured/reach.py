@@ -26,7 +26,7 @@ from torchjac.planning.captured.bindings import CONSTANTS, MISSING, Container, N
 __all__ = ["OF_MODULES", "Search"]
 
 # Whose functions, classes and modules are taken to stay as they are.
-_LIBRARIES = frozenset({"torch", "torchjac", "numpy", *sys.stdlib_module_names})
+_LIBRARIES = frozenset({"torch", "torchjac", "numpy", "scipy", *sys.stdlib_module_names})
 _TENSORS = (Tensor, torch.nn.Parameter)
 _ROWS = (list, tuple, set, frozenset, deque)
 # Types written in C whose whole contents are seen here.
@@ -271,12 +271,13 @@ def _mentions(code: types.CodeType) -> _Mentions:
     return _Mentions(*[frozenset().union(*names) for names in zip(own, *nested, strict=True)])
 
 
-def _is_library(name: str | None) -> bool:
+def _is_library(name: object) -> bool:
     return _root(name) in _LIBRARIES
 
 
-def _root(name: str | None) -> str:
-    return (name or "").partition(".")[0]
+def _root(name: object) -> str:
+    # A class may say anything of its module, or have the slot for it without a value.
+    return name.partition(".")[0] if isinstance(name, str) else ""
 
 
 def _is_from(packages: frozenset[str], subject: Any) -> bool:
