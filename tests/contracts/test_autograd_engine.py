@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 functorch = torch._C._functorch
 run_backward = torch.autograd.Variable._execution_engine.run_backward
@@ -127,3 +128,27 @@ def test_the_nodes_that_accumulate_into_a_leaf_are_of_one_class_and_no_others_ha
     assert type(leaf) is torch._C._functions.AccumulateGrad
     assert leaf.variable is x
     assert not hasattr(product, "variable")
+
+
+# torchjac/structure/detection/questions.py: asks_in_vain
+
+
+@pytest.mark.parametrize("op", ["scatter_reduce", "index_reduce"])
+@pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
+def test_the_node_whose_formula_asks_for_a_value_is_the_current_one(op):
+    asked = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                asked.append(torch._C._current_autograd_node().name())
+            return func(*args, **(kwargs or {}))
+
+    x = torch.ones(3, requires_grad=True)
+    at = torch.tensor([0, 1, 1])
+    products = getattr(torch.ones(2), op)(0, at, x, "prod")
+    with Watch():
+        (grad,) = torch.autograd.grad(products.sum(), x, create_graph=True)
+        torch.autograd.grad(grad.sum(), x)
+    assert set(asked) == {f"{''.join(map(str.capitalize, op.split('_')))}Backward0"}
+    assert torch._C._current_autograd_node() is None

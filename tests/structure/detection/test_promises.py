@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tests.structure.detection import maps
 from torchjac.errors import StructureError, TorchjacError
@@ -269,3 +270,42 @@ def test_the_work_is_the_same_for_every_size(count):
     detected = linear_pattern(maps.forward(lambda x: x.roll(1) * x), [x], [x])
     assert detected.nodes == linear_pattern(maps.forward(lambda x: x.roll(1) * x), [X], [X]).nodes
     assert detected.matrix.nnz == 2 * count
+
+
+@pytest.mark.parametrize("driver", [None, "gels", "gelsy", "gelsd"])
+@pytest.mark.parametrize(
+    ("matrix", "right"),
+    [((2, 5, 3), (2, 5, 4)), ((2, 3, 5), (2, 3)), ((3, 5), (3,)), ((4, 4), (4,))],
+    ids=str,
+)
+def test_least_squares_have_their_shapes_without_values(driver, matrix, right):
+    shapes = []
+
+    def function(primals, seeds):
+        found = torch.linalg.lstsq(*primals, driver=driver)
+        shapes.append([(part.shape, part.dtype) for part in found])
+        return seeds
+
+    primals = [torch.randn(matrix), torch.randn(right)]
+    if driver == "gelsd" and matrix[-2] > matrix[-1]:
+        # Where a matrix has not full rank, there are no residuals.
+        with pytest.raises(StructureError, match="on values alone"):
+            linear_pattern(function, primals, primals)
+        return
+    linear_pattern(function, primals, primals)
+    function(primals, [])
+    assert shapes[0] == shapes[1]
+
+
+def test_the_lengths_of_targets_may_be_unknown():
+    log_probs, targets = torch.randn(6, 2, 4), torch.ones(2, 3, dtype=torch.int64)
+
+    def function(primals, seeds):
+        x = primals[0].requires_grad_()
+        lengths = primals[1].long()
+        losses = F.ctc_loss(x.log_softmax(-1), targets, lengths + 3, lengths, reduction="none")
+        return torch.autograd.grad(losses, x, seeds)
+
+    detected = linear_pattern(function, [log_probs, torch.ones(2)], [torch.ones(2)])
+    expected = torch.eye(2).repeat_interleave(4, 0).repeat(6, 1).bool()
+    assert (detected.matrix.toarray() == expected.numpy()).all()

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.structure.detection import maps
+from torchjac.errors import StructureError
+from torchjac.structure.detection import linear_pattern
 
 D = torch.float64
 
@@ -217,6 +219,16 @@ EXACT = [
     ),
     ("det", lambda x: torch.linalg.det(x), [(2, 3, 3)]),
     ("inv", lambda x: torch.linalg.inv(x + 9 * EYE[:3, :3]), [(2, 3, 3)]),
+    (
+        "least squares",
+        lambda x, y: torch.linalg.lstsq(x + 9 * EYE[:, :3], y).solution,
+        [(2, 5, 3), (2, 5, 2)],
+    ),
+    (
+        "residuals",
+        lambda x: torch.linalg.lstsq(x, _fixed(2, 5, 2), driver="gels").residuals,
+        [(2, 5, 3)],
+    ),
     # networks
     ("MLP", _layer(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), [(2, 3)]),
     ("GRU cell", _layer(lambda: nn.GRUCell(3, 4)), [(2, 3), (2, 4)]),
@@ -253,7 +265,16 @@ WITHIN = [
     ("PReLU", lambda x, w: F.prelu(x, w), [(2, 3), (3,)], 2.0),
 ]
 
+LENGTHS = torch.tensor([2, 3])
+
+
+def ctc_loss(x):
+    targets = torch.tensor([[1, 2, 0], [3, 1, 2]])
+    return F.ctc_loss(x.log_softmax(-1), targets, LENGTHS + 4, LENGTHS, reduction="none")
+
+
 REVERSE_ONLY = [
+    ("ctc_loss", ctc_loss, [(7, 2, 4)], 7 / 6.5),  # the first sample has six steps of seven
     ("cdist", lambda x, y: torch.cdist(x, y), [(3, 2), (4, 2)], 1.0),
     ("pdist", lambda x: F.pdist(x), [(3, 2)], 1.0),
     ("fused attention", lambda q: F.scaled_dot_product_attention(q, q, q), [(2, 2, 3, 4)], 1.0),
@@ -302,3 +323,33 @@ def test_is_no_wider_than_what_values_can_choose(way, func, shapes, within):
 )
 def test_where_there_is_no_forward_mode(way, func, shapes, within):
     _compare(way, func, shapes, within)
+
+
+@pytest.mark.parametrize("way", ["plain", "reverse"])
+@pytest.mark.parametrize("include_self", [True, False])
+def test_the_factors_of_one_product_have_second_derivatives_together(way, include_self):
+    """Its backward pass asks how many zeros there are, which is no matter to what depends on what."""
+
+    def func(x):
+        products = torch.ones(2, dtype=D).scatter_reduce(
+            0, torch.tensor([0, 1, 1, 0, 0]), x, "prod", include_self=include_self
+        )
+        return products.sum()
+
+    x = torch.ones(5, dtype=D)
+    found = maps.dense(linear_pattern(maps.HESSIANS[way](func), [x], [x]), [5])
+    together = torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)) - torch.eye(5)
+    order = torch.tensor([0, 3, 4, 1, 2]).argsort()
+    expected = together[order][:, order].bool().numpy()
+    assert (expected <= found).all()
+    assert found.sum() <= expected.sum() + 5  # the diagonal, which cancels
+
+
+def test_a_question_of_func_itself_is_no_question_of_a_backward_pass():
+    def func(x):
+        products = torch.ones(2, dtype=D).scatter_reduce(0, INDEX.clamp(max=1), x, "prod")
+        return products.sum() if (x == 0).any() else products.sin().sum()
+
+    x = torch.ones(3, dtype=D)
+    with pytest.raises(StructureError, match="looks at values"):
+        linear_pattern(maps.HESSIANS["plain"](func), [x], [x])

@@ -20,7 +20,7 @@ from torchjac.errors import StructureError
 from torchjac.structure.detection.constants import Constant, fits
 from torchjac.structure.detection.index_sets import IndexSets, Rows
 from torchjac.structure.detection.matrices import Matrices
-from torchjac.structure.detection.registry import RULES, WINDOWS, Result, Rule
+from torchjac.structure.detection.registry import RULES, SHAPES, WINDOWS, Result, Rule
 from torchjac.structure.detection.storages import Storages, key_of
 
 # What a rule raises on arguments that it was not made for.
@@ -201,6 +201,19 @@ class Interpreter:
     def depends(self, operands: Sequence[Tensor]) -> bool:
         """Whether any operand depends on the seeds."""
         return any(self.storages.depends(operand) for operand in operands)
+
+    def shaped(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Sequence[Tensor] | None:
+        """What an op returns that PyTorch runs on values alone; None where that depends on values."""
+        facts = facts_of(func)
+        if facts.name not in SHAPES:
+            return None
+        try:
+            with self.for_real():
+                return SHAPES[facts.name](_Call(self, func, _bind(facts, args, kwargs)[0], ()))
+        except _SURPRISES:
+            return None
 
     def record(
         self,

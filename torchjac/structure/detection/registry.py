@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchjac.structure.detection.index_sets import IndexSets, Rows
 
-__all__ = ["RULES", "WINDOWS", "Operation", "Result", "Rule", "rule"]
+__all__ = ["RULES", "SHAPES", "WINDOWS", "Operation", "Result", "Rule", "rule"]
 
 
 class Operation(Protocol):
@@ -58,6 +58,12 @@ RULES: dict[str, Rule] = {}
 
 WINDOWS: dict[str, Callable[[Operation], IndexSets]] = {}
 """For ops that return indices as their second output: where in a plane each can point."""
+
+SHAPES: dict[str, Callable[[Operation], Sequence[Tensor]]] = {}
+"""For ops that PyTorch runs on values alone: their outputs without values.
+
+Where the shapes follow from values after all, NotImplementedError is raised.
+"""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:

@@ -22,6 +22,7 @@ from torchjac.structure.detection.constants import Constant
 from torchjac.structure.detection.index_sets import IndexSets
 from torchjac.structure.detection.interpret import Interpreter, facts_of, tensors_in
 from torchjac.structure.detection.matrices import FORMS, OF_SPARSE, entries_of
+from torchjac.structure.detection.questions import ADVICE, asks_in_vain, looks_at_values
 
 try:
     from torch._decomp import decomposition_table
@@ -44,10 +45,6 @@ __all__ = ["Detected", "linear_pattern"]
 LinearMap: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence["Tensor | None"]]
 """Of primals and seeds; linear in the seeds."""
 
-_ADVICE = (
-    "pass sparsity=None to compute without a pattern, or give the pattern by hand: "
-    "sparsity=SparsityPattern(...)"
-)
 _METADATA = {
     "prim::device",
     "prim::layout",
@@ -62,15 +59,19 @@ _METADATA = {
     "aten::stride",
     "aten::is_contiguous",
 }
-
-
 _TAKES_MASKS = {
     f"aten::{name}"
     for name in ("index", "_unsafe_index", "index_put", "_unsafe_index_put", "_index_put_impl")
 }
 _ZEROS = torch.ops.aten.zeros.default
 # Said where a tensor without values is asked for its memory.
-_NO_VALUES = ("data pointer", "data_ptr", ".numpy() is not supported", "unallocated storage")
+_NO_VALUES = (
+    "data pointer",
+    "data_ptr",
+    ".numpy() is not supported",
+    "unallocated storage",
+    "data is not allocated",
+)
 
 
 class Detected(NamedTuple):
@@ -123,7 +124,7 @@ def linear_pattern(
     """
     columns = sum(seed.numel() for seed in seeds)
     if columns >= 2**31:
-        raise StructureError(f"{columns} seed elements are too many to detect a pattern; {_ADVICE}")
+        raise StructureError(f"{columns} seed elements are too many to detect a pattern; {ADVICE}")
     mode = _Watch(Interpreter(columns, _disable_current_modes))
     with mode.fake:
         # Like the primals, but never the same storage as a tensor that the function captured.
@@ -205,11 +206,13 @@ class _Watch(TorchDispatchMode):
             # In place, no shape changes, and some of PyTorch's own shape functions fail there.
             returned = args[0] if facts_of(func).is_in_place else func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            return self._from_values(func, args, kwargs, operands, error)
+            if asks_in_vain(func):
+                return False
+            returned = self.interpreter.shaped(func, args, kwargs)
+            if returned is None:
+                return self._from_values(func, args, kwargs, operands, error)
         except NotImplementedError as error:
-            raise StructureError(
-                f"PyTorch does not run {func} without values; {_ADVICE}"
-            ) from error
+            raise StructureError(f"PyTorch does not run {func} without values; {ADVICE}") from error
         self.interpreter.record(func, args, kwargs, operands, returned)
         return returned
 
@@ -285,7 +288,7 @@ class _Watch(TorchDispatchMode):
                 entries = entries_of(matrix)
         except (NotImplementedError, RuntimeError) as error:
             raise StructureError(
-                f"a captured tensor is {matrix.layout} ({error}); {_ADVICE}"
+                f"a captured tensor is {matrix.layout} ({error}); {ADVICE}"
             ) from error
         with self.fake:
             fake = torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device)
@@ -326,7 +329,7 @@ class _Watch(TorchDispatchMode):
         for operand in operands:
             constant = interpreter.constant(operand)
             if constant is None:
-                raise _looks_at_values(str(func)) from error
+                raise looks_at_values(str(func)) from error
             interpreter.relied.update(constant.captured())
             known[id(operand)] = constant
         value = interpreter.value(interpreter.fold(facts, func, args, kwargs, known))
@@ -335,22 +338,6 @@ class _Watch(TorchDispatchMode):
         if isinstance(value, Tensor):
             return self._captured_as(value)
         return type(value)(self._faked(item) for item in value)
-
-
-# What Python's own questions to a tensor come down to.
-_QUESTIONS = ("_local_scalar_dense", "equal", "nonzero", "unique", "index", "masked_select")
-
-
-def _looks_at_values(what: str) -> StructureError:
-    if what.startswith("aten.") and not any(name in what for name in _QUESTIONS):
-        return StructureError(
-            f"PyTorch runs {what} on values alone, so that nobody can follow what depends on what; {_ADVICE}"
-        )
-    return StructureError(
-        f"func looks at values that depend on its input ({what}), so that its structure may be "
-        "another at another input: a branch such as `if x.sum() > 0`, `.item()`, or a boolean mask as an "
-        f"index; use torch.where, or {_ADVICE}"
-    )
 
 
 def _selected(tensor: Tensor, mask: Tensor) -> Tensor:
@@ -381,10 +368,10 @@ def _as_structure_error() -> Iterator[None]:
     try:
         yield
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise _looks_at_values(str(error.func)) from error
+        raise looks_at_values(str(error.func)) from error
     except (UnsupportedFakeTensorException, UnsupportedOperatorException) as error:
-        raise StructureError(f"func does not run without values: {error}; {_ADVICE}") from error
+        raise StructureError(f"func does not run without values: {error}; {ADVICE}") from error
     except RuntimeError as error:
         if any(said in str(error) for said in _NO_VALUES):
-            raise _looks_at_values(str(error).split("\n")[0]) from error
+            raise looks_at_values(str(error).split("\n")[0]) from error
         raise

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from torchjac.structure.detection.index_sets import IndexSets
 from torchjac.structure.detection.interpret import tensors_in
-from torchjac.structure.detection.registry import Operation, Result, rule
+from torchjac.structure.detection.registry import SHAPES, Operation, Result, rule
 from torchjac.structure.detection.rules.elementwise import broadcast_rows
 from torchjac.structure.detection.rules.reductions import (
     grouped,
@@ -92,6 +93,34 @@ def _columns(op: Operation, right: Tensor, output: Tensor, *, left: bool) -> Ind
     united = grouped(sets, labels, count)
     shape = [1 if at == dim else side for at, side in enumerate(right.shape)]
     return united.gather(broadcast_rows(shape, output.shape))
+
+
+def _least_squares(op: Operation) -> Sequence[Tensor]:
+    """What `torch.linalg.lstsq` returns: solution, residuals, rank, singular values.
+
+    Its derivatives are made of products with the pseudoinverse, matrix by matrix of the batch.
+    """
+    matrix, right = op["self"], op["b"]
+    driver = op["driver"] or ("gelsy" if matrix.device.type == "cpu" else "gels")
+    rows, columns = matrix.shape[-2:]
+    # (*batch, rows) beside (*batch, rows, columns): one right-hand side for each matrix
+    is_vector = right.dim() == 1 or right.shape == matrix.shape[:-1]
+    width = [] if is_vector else [right.shape[-1]]
+    batch = torch.broadcast_shapes(matrix.shape[:-2], right.shape[: -1 if is_vector else -2])
+    has_rank, has_values = driver != "gels", driver in ("gelsd", "gelss")
+    if has_values and rows > columns:
+        raise NotImplementedError  # residuals where every matrix has full rank, and otherwise none
+    has_residuals = not has_rank and rows > columns
+    real = matrix.real.dtype
+    return [
+        matrix.new_empty((*batch, columns, *width)),
+        matrix.new_empty((*batch, *(width or [1])) if has_residuals else (0,), dtype=real),
+        matrix.new_empty(batch if has_rank else (0,), dtype=torch.int64),
+        matrix.new_empty((*batch, min(rows, columns)) if has_values else (0,), dtype=real),
+    ]
+
+
+SHAPES["aten::linalg_lstsq"] = _least_squares
 
 
 @rule("linalg_solve_triangular", "triangular_solve")
