@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -173,3 +174,57 @@ def test_verifying_in_inference_mode_and_not_in_a_transform() -> None:
 def test_verifying_raises_no_false_alarm(transform: Any) -> None:
     for x in (X.abs(), torch.zeros(4).double()):
         assert transform.plan(x).verify(x)
+
+
+ROOTS = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("layout", [torch.strided, torch.sparse_coo])
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_nan_that_plain_autograd_does_not_have(mode: Any, layout: Any, at: int) -> None:
+    """Where a derivative is infinite, products with random seeds say nothing of it."""
+
+    def func(x: Tensor) -> Tensor:
+        return x[:-1].sqrt() + x[1:]
+
+    transform = torchjac.jac(func, mode=mode, sparsity="detect", layout=layout)
+    plan = transform.plan(ROOTS)
+    assert plan.verify(ROOTS)
+    with pytest.raises(PlanError, match=r"disagrees|is nan where neither"):
+        spoiled(plan, one_entry_off(math.nan, at)).verify(ROOTS)
+
+
+def test_a_nan_beside_an_infinity_is_told_of() -> None:
+    plan = spoiled(torchjac.jac(torch.sqrt).plan(ROOTS), one_entry_off(math.nan, 0))
+    with pytest.raises(PlanError) as caught:
+        plan.verify(ROOTS)
+    assert str(caught.value) == (
+        "jac(sqrt).verify: the derivative is nan where neither the plain backward pass of the row nor the "
+        "plain forward pass of the column is. Please report it. torchjac.testing.check_jac shows where."
+    )
+
+
+@pytest.mark.parametrize(
+    "func",
+    [
+        lambda x: (x.sqrt() ** 2).sum(0, keepdim=True) + x,
+        lambda x: torch.outer(x.log(), x).sum(0),
+        lambda x: x / x.sum(-1, keepdim=True).detach() * (x * 0).log(),
+    ],
+    ids=["by rows", "by columns", "everywhere"],
+)
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_nan_that_plain_autograd_has_too(mode: Any, func: Any) -> None:
+    """By rows of backward passes, or by columns of forward passes."""
+    assert torchjac.jac(func, mode=mode).plan(ROOTS).verify(ROOTS)
+    batch = torch.stack([ROOTS, ROOTS + 1])
+    assert torchjac.batched_jac(func, mode=mode).plan(batch).verify(batch)
+
+
+def test_a_nan_of_one_sample() -> None:
+    batch = torch.stack([ROOTS + 1, ROOTS])
+    plan = torchjac.batched_jac(torch.sqrt).plan(batch)
+    assert plan.verify(batch)
+    with pytest.raises(PlanError, match="is nan where neither"):
+        spoiled(plan, one_entry_off(math.nan, 9)).verify(batch)

@@ -22,10 +22,12 @@ __all__ = [
     "adjoint_probe",
     "agree",
     "are_alike",
+    "as_matrices",
     "difference_probe",
     "forward_probe",
     "magnitude",
     "norms_of",
+    "plain_forward",
     "random_like",
     "random_values",
     "rounding",
@@ -87,7 +89,8 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _matrix(leaf: Tensor, output: Tensor, primal: Tensor, batched: bool) -> Tensor:
+def as_matrices(leaf: Tensor, output: Tensor, primal: Tensor, batched: bool) -> Tensor:
+    """A leaf as a stack of matrices, one for each sample."""
     # (*out, *in) -> (1, m, n), or (B, *out, *in) -> (B, m, n)
     first = 1 if batched else 0
     samples = output.shape[:first].numel()
@@ -121,7 +124,7 @@ def _product(
             for block, factor in [(leaf._replace(values=v), factor) for v, factor in factors]
         ]
         return product[None], squares.sqrt()[None] * largest
-    matrix = _matrix(leaf, output, primal, batched)
+    matrix = as_matrices(leaf, output, primal, batched)
     # (B, m, n) -> (B, n, m), so that the vector is always multiplied from the right
     matrix = matrix.transpose(1, 2) if pulled else matrix
     column = wide(vector).to(matrix.dtype).reshape(len(matrix), matrix.shape[2], 1)
@@ -187,17 +190,11 @@ def forward_probe(
     slack: float = 0.0,
 ) -> bool:
     """Whether J·v agrees with one plain forward pass; True where PyTorch has no rule for one."""
-    load_forward_rules()
     directions = random_like(primals)
-
-    def values(*here: Tensor) -> tuple[Tensor, ...]:
-        return function(here)[0]
-
-    try:
-        with exclusively(), torch.no_grad():
-            outputs, pushed = torch.func.jvp(values, tuple(primals), tuple(directions))[:2]
-    except Exception:  # noqa: BLE001 - no forward rule: nothing to compare with
+    found = plain_forward(function, primals, directions)
+    if found is None:
         return True
+    outputs, pushed = found
     for row, output, expected in zip(leaves, outputs, pushed, strict=True):
         got = torch.zeros((), device=output.device)
         norms = torch.zeros((), device=output.device)
@@ -208,6 +205,23 @@ def forward_probe(
         if got.numel() and not agree(got, wide(expected).reshape(got.shape), norms, rtol, atol):
             return False
     return True
+
+
+def plain_forward(
+    function: FlatFunction, primals: Sequence[Tensor], directions: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]] | None:
+    """Values and J·v by one plain forward pass; None where PyTorch has no rule for one."""
+    load_forward_rules()
+
+    def values(*here: Tensor) -> tuple[Tensor, ...]:
+        return function(here)[0]
+
+    try:
+        with exclusively(), torch.no_grad():
+            outputs, pushed = torch.func.jvp(values, tuple(primals), tuple(directions))[:2]
+    except Exception:  # noqa: BLE001 - no forward rule
+        return None
+    return outputs, pushed
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:

@@ -141,7 +141,8 @@ class Plan:
         """Compare the plan's derivative with products that share nothing with how it was made.
 
         A random uᵀ·J·v is compared with one plain backward pass, one plain forward pass (where PyTorch
-        has the rules) and a central difference; of a Hessian with a difference of gradients.
+        has the rules) and a central difference; of a Hessian with a difference of gradients. What is nan has
+        to be nan in the plain backward pass of its row or in the plain forward pass of its column.
 
         Returns:
             True.

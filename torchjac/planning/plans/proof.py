@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from torchjac.errors import DerivativeMismatchWarning, PlanError, SparsityMismatchError
 from torchjac.evaluation.cancellation import rounding_of_terms
-from torchjac.evaluation.engines import Graph
+from torchjac.evaluation.engines import FlatFunction, Graph
+from torchjac.evaluation.nans import has_stray_nan
 from torchjac.evaluation.probes import (
     adjoint_probe,
     are_alike,
@@ -64,6 +66,13 @@ def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None
             f"{plan._name}.verify: the derivative disagrees with {' and '.join(disagrees)}. If that is a "
             f"difference alone, func may hold a derivative back on purpose (detach, no_grad) or have a "
             f"kink here; else please report it. torchjac.testing.check_jac shows where."
+        )
+    function = _replayed(problem, draw)
+    if has_stray_nan(function, graph, answer.leaves, batched=problem.batched):
+        raise PlanError(
+            f"{plan._name}.verify: the derivative is nan where neither the plain backward pass of the row "
+            f"nor the plain forward pass of the column is. Please report it. torchjac.testing.check_jac "
+            f"shows where."
         )
 
 
@@ -119,21 +128,29 @@ def _disagreements(
     problem: Problem, answer: Answer, graph: Graph, draw: Draw, slack: float = 0.0
 ) -> list[str]:
     """What the answer disagrees with by more than rounding and ``slack``, in words."""
-    function, found = trusted_function(problem), []
+    function, found = _replayed(problem, draw), []
     how: Any = {"batched": problem.batched, "slack": slack}
     if adjoint_probe(graph, answer.leaves, **how) is not None:
         found.append("one plain backward pass")
-    with draw.aside():
-        if not forward_probe(function, problem.primals, answer.leaves, **how):
-            found.append("one plain forward pass")
+    if not forward_probe(function, problem.primals, answer.leaves, **how):
+        found.append("one plain forward pass")
+    with torch.no_grad():
+        if not difference_probe(function, problem.primals, answer.leaves, **how):
+            found.append(
+                "a difference of gradients" if problem.order == 2 else "a central difference"
+            )
+    return found
 
-    def replayed(primals: Any) -> Any:
-        with draw.aside(), torch.no_grad():
+
+def _replayed(problem: Problem, draw: Draw) -> FlatFunction:
+    """What the leaves are the Jacobian of, at the caller's random state whenever it is evaluated."""
+    function = trusted_function(problem)
+
+    def replayed(primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        with draw.aside():
             return function(primals)
 
-    if not difference_probe(replayed, problem.primals, answer.leaves, **how):
-        found.append("a difference of gradients" if problem.order == 2 else "a central difference")
-    return found
+    return replayed
 
 
 def try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
