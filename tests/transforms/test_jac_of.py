@@ -96,6 +96,16 @@ def test_bad_input_is_refused() -> None:
         torchjac.jac_of((x**2).sum(), x, batched=True)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_refused() -> None:
+    x = leaf(3)
+    nested = torch.nested.nested_tensor([x.detach(), x.detach()[:2]], requires_grad=True)
+    with pytest.raises(ArgumentTypeError, match=r"jac_of\(outputs\): got a nested"):
+        torchjac.jac_of(nested * 2, x)
+    with pytest.raises(ArgumentTypeError, match=r"jac_of\(inputs\): got a nested"):
+        torchjac.jac_of(x * 2, nested)
+
+
 def test_an_output_that_is_an_input_beside_a_constant() -> None:
     x = leaf(3)
     first, second = torchjac.jac_of([x, torch.ones(3)], x, chunk_size=1)

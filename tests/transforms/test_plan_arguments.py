@@ -56,6 +56,19 @@ def test_other_arguments_are_refused(args: Any, kwargs: Any, said: str) -> None:
     assert said in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_nested_tensor_is_refused(at: int) -> None:
+    """Those of the first kind call themselves strided, and have neither strides nor a shape."""
+    args = [X, X]
+    plan = torchjac.jac(lambda x, y: x.sin() * y).plan(*args)
+    args[at] = torch.nested.nested_tensor([X, X[:2]])
+    with pytest.raises(PlanMismatchError) as caught:
+        plan(*args)
+    assert f"argument {at}: shape (4,) was planned, got None" in str(caught.value)
+    assert f"argument {at}: layout torch.strided was planned, got 'nested" in str(caught.value)
+
+
 def times(x: Tensor, matrix: Tensor) -> Tensor:
     return (matrix @ x[:, None])[:, 0]
 

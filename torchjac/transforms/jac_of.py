@@ -139,6 +139,9 @@ def _signature(
     )
 
 
+_NESTED = "got a nested tensor; pass what it was made from, or what it was made into."
+
+
 def _is_differentiable(leaf: object) -> bool:
     if leaf is not None and not isinstance(leaf, Tensor):
         raise ArgumentTypeError(
@@ -148,6 +151,8 @@ def _is_differentiable(leaf: object) -> bool:
         raise ArgumentTypeError(
             f"jac_of(outputs): got a complex tensor ({leaf.dtype}); pass torch.view_as_real(y) instead."
         )
+    if leaf is not None and leaf.is_nested:
+        raise ArgumentTypeError(f"jac_of(outputs): {_NESTED}")
     return leaf is not None and leaf.is_floating_point()
 
 
@@ -160,6 +165,8 @@ def _check_inputs(leaves: Sequence[object]) -> None:
             raise ArgumentTypeError(
                 f"jac_of(inputs): expected real floating-point tensors, got {got}."
             )
+        if leaf.is_nested:
+            raise ArgumentTypeError(f"jac_of(inputs): {_NESTED}")
         if not leaf.requires_grad:
             raise ArgumentError(
                 f"jac_of(inputs): an input of shape {tuple(leaf.shape)} does not require grad, so the "

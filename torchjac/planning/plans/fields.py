@@ -67,7 +67,8 @@ def _leaf(leaf: Any) -> dict[str, Any]:
     if isinstance(leaf, Tensor):
         shape = None if leaf.is_nested else tuple(leaf.shape)
         kind = {"shape": shape, "dtype": leaf.dtype, "device": leaf.device}
-        return kind if is_dense(leaf) else {**kind, "layout": leaf.layout}
+        layout = f"nested {leaf.layout}" if leaf.is_nested else leaf.layout
+        return kind if is_dense(leaf) else {**kind, "layout": layout}
     return {"value": leaf}
 
 
@@ -133,6 +134,7 @@ class Arguments:
         for arg, (shape, dtype, device) in zip(args, self._kinds, strict=True):
             if (
                 not isinstance(arg, Tensor)
+                or arg.is_nested  # which has no shape
                 or arg.shape != shape
                 or arg.dtype is not dtype
                 or arg.layout is not torch.strided
