@@ -1,13 +1,16 @@
 """argnums="params": a module by its own parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import torchjac
-from torchjac.errors import ArgumentError, OptionTypeError
+from tests.sparse import DETECTS
+from torchjac.errors import ArgumentError, DerivativeMismatchWarning, OptionTypeError
 
 MODES = ["auto", "forward", "reverse"]
 
@@ -81,6 +84,55 @@ def test_recurrent_module_with_its_flattened_weights() -> None:
     for name, leaf in module.named_parameters():
         row = torch.autograd.grad(module(x)[0][1, 2], leaf)[0]
         torch.testing.assert_close(got[name][1, 2], row)
+
+
+class Halved(torch.autograd.Function):
+    """A square whose second derivative is half of what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (x + x.detach()) * grad
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, square: Callable[[Tensor], Tensor] = torch.square) -> None:
+        super().__init__()
+        self.layers, self.square = mlp(), square
+
+    def forward(self, x: Tensor) -> Tensor:
+        def part(x: Tensor) -> Tensor:
+            return self.square(self.layers(x)).sum()
+
+        result: Tensor = checkpoint(part, x, use_reentrant=False)
+        return result
+
+
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="checkpoints of torch 2.0 differ")
+@pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")
+def test_a_checkpoint_evaluates_a_part_of_the_module_in_backward_passes() -> None:
+    """With the parameters of the point that a difference is taken at, and not the module's own."""
+    module, x = Checkpointed(), torch.randn(3, dtype=torch.float64)
+    parameters = dict(module.layers.named_parameters())
+    expected = torch.func.hessian(
+        lambda p: torch.func.functional_call(module.layers, p, (x,)).square().sum()
+    )({name: p.detach() for name, p in parameters.items()})
+    derivative = torchjac.hessian(module, "params", chunk_size=1)
+    got = derivative(x)
+    for one in parameters:
+        for other in parameters:
+            block = got[f"layers.{one}"][f"layers.{other}"]
+            torch.testing.assert_close(block, expected[one][other])
+    if DETECTS:
+        assert derivative.plan(x).verify(x)
+    assert all(p is module.layers.get_parameter(name) for name, p in parameters.items())
+    with pytest.warns(DerivativeMismatchWarning, match="a difference of gradients"):
+        torchjac.hessian(Checkpointed(Halved.apply), "params", chunk_size=1)(x)
 
 
 def test_module_is_left_as_it_was() -> None:

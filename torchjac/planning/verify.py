@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,7 +27,7 @@ from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
 
-__all__ = ["agrees_with_backward", "recorded", "trusted_function", "verified"]
+__all__ = ["agrees_with_backward", "recorded", "replayed", "verified"]
 
 # Calls that are compared although those before have not shown anything wrong.
 _MOST_UNSETTLED = 3
@@ -209,6 +210,18 @@ def trusted_function(problem: Problem) -> FlatFunction:
     return problem.outer("reverse", vectorise=False)
 
 
+def replayed(problem: Problem, draw: Draw) -> FlatFunction:
+    """The same, to be evaluated at other points too, each time at the caller's random state."""
+    function = trusted_function(problem)
+    keeping = getattr(problem.function, "keeping_parameters", contextlib.nullcontext)
+
+    def evaluated(primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        with draw.aside(), keeping():
+            return function(primals)
+
+    return evaluated
+
+
 def recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
     """Record a graph to compare a forward answer with; None if that cannot be done.
 
@@ -234,16 +247,12 @@ def _survives_difference(problem: Problem, answer: Answer, draw: Draw, slack: fl
         return True
     if not all(value.isfinite().all() for value in answer.values):
         return True  # outside its domain a function has no differences either
-    function = trusted_function(problem)
-
-    def replayed(primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        with draw.aside(), torch.no_grad():
-            return function(primals)
-
+    function = replayed(problem, draw)
     try:
-        return difference_probe(
-            replayed, problem.primals, answer.leaves, batched=problem.batched, slack=slack
-        )
+        with torch.no_grad():
+            return difference_probe(
+                function, problem.primals, answer.leaves, batched=problem.batched, slack=slack
+            )
     except Exception:  # noqa: BLE001 - no value beside this point: nothing to compare with
         return True
 

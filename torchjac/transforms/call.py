@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.evaluation.buffers import Buffers
 from torchjac.evaluation.engines import FlatFunction
+from torchjac.evaluation.parameters import replacing
 from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
@@ -97,6 +98,7 @@ class Call:
         self.primals: list[Tensor] = []
         self._outcome: Outcome | None = None
         self._buffers: Buffers | None = None
+        self._replaced: contextlib.ExitStack | None = None
         # A thread that differentiates a module by its parameters may swap them meanwhile.
         self._runs_module: bool | None = is_module or None
         self.is_sure = True
@@ -241,8 +243,24 @@ class Call:
             if self.options.argnums != PARAMS or self._are_parameters(leaves):
                 return self._func(*args, **kwargs)
             assert isinstance(self._func, torch.nn.Module)
+            if self._replaced is not None:
+                self._replaced.enter_context(replacing(self._func, self.primals, leaves))
+                return self._func(*args, **kwargs)
             swapped = dict(zip(self.names, leaves, strict=True))
             return torch.func.functional_call(self._func, swapped, tuple(args), kwargs)
+
+    @contextlib.contextmanager
+    def keeping_parameters(self) -> Iterator[None]:
+        """Have a module keep what an evaluation in the block puts in the place of its parameters.
+
+        Otherwise it has its own again when the function returns; but a checkpoint evaluates a part of it
+        once more in a backward pass.
+        """
+        with exclusively(), contextlib.ExitStack() as self._replaced:
+            try:
+                yield
+            finally:
+                self._replaced = None
 
     def keep_state(self) -> None:
         """Take down what the modules that the function reaches have in their buffers."""

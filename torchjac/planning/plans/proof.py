@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from torchjac.errors import DerivativeMismatchWarning, PlanError, SparsityMismatchError
 from torchjac.evaluation.cancellation import rounding_of_terms
-from torchjac.evaluation.engines import FlatFunction, Graph
+from torchjac.evaluation.engines import Graph
 from torchjac.evaluation.nans import has_stray_nan
 from torchjac.evaluation.probes import (
     adjoint_probe,
@@ -29,7 +28,7 @@ from torchjac.planning.plans.candidates import inputs_of
 from torchjac.planning.plans.design import Design
 from torchjac.planning.plans.fields import as_dense
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.verify import agrees_with_backward, recorded, trusted_function, verified
+from torchjac.planning.verify import agrees_with_backward, recorded, replayed, verified
 
 if TYPE_CHECKING:
     from torchjac.planning.plans.plan import Plan
@@ -67,7 +66,7 @@ def verify(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None
             f"difference alone, func may hold a derivative back on purpose (detach, no_grad) or have a "
             f"kink here; else please report it. torchjac.testing.check_jac shows where."
         )
-    function = _replayed(problem, draw)
+    function = replayed(problem, draw)
     if has_stray_nan(function, graph, answer.leaves, batched=problem.batched):
         raise PlanError(
             f"{plan._name}.verify: the derivative is nan where neither the plain backward pass of the row "
@@ -128,7 +127,7 @@ def _disagreements(
     problem: Problem, answer: Answer, graph: Graph, draw: Draw, slack: float = 0.0
 ) -> list[str]:
     """What the answer disagrees with by more than rounding and ``slack``, in words."""
-    function, found = _replayed(problem, draw), []
+    function, found = replayed(problem, draw), []
     how: Any = {"batched": problem.batched, "slack": slack}
     if adjoint_probe(graph, answer.leaves, **how) is not None:
         found.append("one plain backward pass")
@@ -140,17 +139,6 @@ def _disagreements(
                 "a difference of gradients" if problem.order == 2 else "a central difference"
             )
     return found
-
-
-def _replayed(problem: Problem, draw: Draw) -> FlatFunction:
-    """What the leaves are the Jacobian of, at the caller's random state whenever it is evaluated."""
-    function = trusted_function(problem)
-
-    def replayed(primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        with draw.aside():
-            return function(primals)
-
-    return replayed
 
 
 def try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None:
