@@ -1,5 +1,7 @@
 """Plain autograd below its public face: torchjac/evaluation/engines.py and graphs.py rely on this."""
 
+import traceback
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -152,3 +154,30 @@ def test_the_node_whose_formula_asks_for_a_value_is_the_current_one(op):
         torch.autograd.grad(grad.sum(), x)
     assert set(asked) == {f"{''.join(map(str.capitalize, op.split('_')))}Backward0"}
     assert torch._C._current_autograd_node() is None
+
+
+# torchjac/planning/fallback.py: is_of_a_backward
+
+
+def test_what_a_backward_raises_went_through_the_apply_of_its_node_and_a_refusal_did_not():
+    class Raises(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise ValueError("mine")
+
+    apply = torch.autograd.function.BackwardCFunction.apply.__code__
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="mine") as caught:
+        torch.autograd.grad(Raises.apply(x).sum(), x)
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert codes.index(apply) < codes.index(Raises.backward.__code__)
+    y = x.exp()
+    z = y * y
+    y.detach().zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation") as caught:
+        torch.autograd.grad(z.sum(), x)
+    assert apply not in [f.f_code for f, _ in traceback.walk_tb(caught.value.__traceback__)]

@@ -1,5 +1,7 @@
 """Nothing of the caller's is changed, no flag leaks, and exceptions come out as they are."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor
 
 import torchjac
+from torchjac.errors import UnsupportedError
 
 MODES = ["auto", "forward", "reverse"]
 
@@ -100,6 +103,56 @@ def test_exceptions_of_func_come_out_as_they_are(error: Exception, mode: str) ->
     with pytest.raises(type(error)) as caught:
         torchjac.jac(func, mode=mode)(torch.ones(2))
     assert caught.value is error
+
+
+class Raises(torch.autograd.Function):
+    """Its backward raises whatever it is told to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, error: Exception) -> Tensor:
+        ctx.error = error
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise ctx.error
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), RuntimeError("mine"), CustomError("x")])
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        lambda f, x: torchjac.jac(f)(x),
+        lambda f, x: torchjac.jac(f, mode="reverse", chunk_size=1)(x),
+        lambda f, x: torchjac.hessian(lambda x: f(x).sum())(x),
+        lambda f, x: torchjac.batched_jac(f)(x[None]),
+        lambda f, x: torchjac.jac_diag(f)(x),
+        lambda f, x: torchjac.jac_operator(f)(x).T @ x,
+        lambda f, x: torchjac.jac_of(f(x.requires_grad_()), x),
+        lambda f, x: list(torchjac.jac_blocks(f, chunk_size=2)(x)),
+    ],
+    ids=["jac", "plain", "hessian", "batched", "diag", "operator", "jac_of", "blocks"],
+)
+def test_exceptions_of_a_backward_come_out_as_they_are(
+    derivative: Callable[..., Any], error: Exception
+) -> None:
+    """For plain autograd raises them too."""
+    error = copy.copy(error)
+    error.__cause__ = cause = KeyError("why")
+    with pytest.raises(type(error)) as caught:
+        derivative(lambda x: Raises.apply(x, error), torch.ones(3))
+    assert caught.value is error
+    assert error.__cause__ is cause
+
+
+def test_a_backward_that_is_missing_is_no_exception_of_its_own() -> None:
+    class Missing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+    with pytest.raises(UnsupportedError, match="The function itself runs"):
+        torchjac.jac(Missing.apply)(torch.ones(3))
 
 
 @pytest.mark.parametrize("mode", MODES)

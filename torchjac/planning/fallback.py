@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
+
+import torch
 
 from torchjac.errors import TorchjacError, TorchjacFallbackWarning, UnsupportedError
 from torchjac.evaluation.surroundings import is_out_of_memory
 from torchjac.planning.ways import Way
 
-__all__ = ["Refusals", "is_of_the_call", "is_refusal", "reason_of", "warn_slower", "warn_user"]
+__all__ = [
+    "Refusals",
+    "is_of_a_backward",
+    "is_of_the_call",
+    "is_refusal",
+    "reason_of",
+    "warn_slower",
+    "warn_user",
+]
 
 # What PyTorch refuses with. Any other type, a subclass included, is the function's own.
 _REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeError, AssertionError)
@@ -18,6 +29,9 @@ _REFUSALS = (RuntimeError, NotImplementedError, IndexError, ValueError, TypeErro
 _CHECKPOINT = ("torch.utils.checkpoint", "CheckpointError")
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+# What calls the ``backward`` of a custom autograd.Function in a pass of plain autograd.
+_APPLY = torch.autograd.function.BackwardCFunction.apply.__code__
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
@@ -38,6 +52,14 @@ def is_refusal(error: Exception) -> bool:
         or kind.__module__ == "torch._dynamo.exc"
     )
     return is_pytorchs and not is_out_of_memory(error)
+
+
+def is_of_a_backward(error: BaseException) -> bool:
+    """Whether the ``backward`` of a custom `autograd.Function` raised this, and not PyTorch around it."""
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return _APPLY in codes and not all(
+        code.co_filename.startswith(_TORCH) for code in codes[codes.index(_APPLY) :]
+    )
 
 
 def is_of_the_call(error: Exception) -> bool:
@@ -92,7 +114,13 @@ class Refusals:
         )
 
     def error(self) -> UnsupportedError:
-        """The error for when no way is left."""
+        """The error for when no way is left.
+
+        What the user's own backward raises in plain passes it raises without us too: it is raised as it is.
+        """
+        for way, error in self._refused:
+            if way == way.trusted and is_of_a_backward(error):
+                raise error
         return UnsupportedError(
             f"{self._name}: PyTorch cannot differentiate this function in any way that the options allow "
             f"({self._reasons()}). The function itself runs. Use mode='auto' if you chose another mode, "

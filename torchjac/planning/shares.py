@@ -32,7 +32,7 @@ from torchjac.evaluation.narrowed import Columns, Part, Rows
 from torchjac.evaluation.surroundings import Draw, out_of_inference
 from torchjac.foundations.digests import digest
 from torchjac.foundations.ranks import Ranks, Split
-from torchjac.planning.fallback import warn_user
+from torchjac.planning.fallback import is_of_a_backward, warn_user
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import first_look, solve
@@ -65,9 +65,9 @@ def solve_shared(problem: Problem, ranks: Ranks) -> Answer:
     way = record.next_way
     try:
         answer = _share(problem, ranks, way)
-    except UnsupportedError as error:
+    except Exception as error:
         rest = [w for w in record.ways[record.refused :] if w.direction != way.direction]
-        if not rest:
+        if not (rest and (isinstance(error, UnsupportedError) or is_of_a_backward(error))):
             raise
         way = rest[0]
         answer = _share(problem, ranks, way)

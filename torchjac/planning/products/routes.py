@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjac.errors import DerivativeMismatchWarning, TorchjacFallbackWarning, UnsupportedError
 from torchjac.evaluation.probes import tolerance
 from torchjac.evaluation.surroundings import compiling, has_values
-from torchjac.planning.fallback import is_refusal, reason_of, warn_user
+from torchjac.planning.fallback import is_of_a_backward, is_refusal, reason_of, warn_user
 
 __all__ = ["Agrees", "Multiply", "Progress", "Route", "Rung"]
 
@@ -88,7 +88,8 @@ class Route:
     ) -> tuple[int, Tensor, list[tuple[int, Exception]]]:
         """The first step from ``start`` on that PyTorch does not refuse, its product, and those refused."""
         refused: list[tuple[int, Exception]] = []
-        for at in self._rest(start, several=matrix.shape[1] > 1):
+        several = matrix.shape[1] > 1
+        for at in self._rest(start, several=several):
             rung, vectorised = self._steps[at]
             try:
                 return at, rung.multiply(matrix, vectorised), refused
@@ -96,6 +97,9 @@ class Route:
                 if not is_refusal(error):
                     raise
                 refused.append((at, error))
+        for at, raised in refused:
+            if is_of_a_backward(raised) and not (several and self._steps[at].vectorised):
+                raise raised  # the user's own, which a plain pass raises too
         reasons = self._reasons(refused)
         raise UnsupportedError(
             f"{self._name}: PyTorch can make this product in no way ({reasons}). The function itself runs: "
@@ -116,8 +120,10 @@ class Route:
         while later + 1 < len(self._steps):
             try:
                 later, other, _ = self._first_that_works(matrix, later + 1)
-            except UnsupportedError:
-                break
+            except Exception as error:
+                if isinstance(error, UnsupportedError) or is_of_a_backward(error):
+                    break
+                raise
             if not self._agrees(matrix, other, self._steps[later].vectorised):
                 continue
             if _same(product, other):
