@@ -140,3 +140,49 @@ def test_a_number_that_changes_is_seen() -> None:
         torch.testing.assert_close(torchjac.laplacian(func)(x), torch.tensor(24.0 * shift).double())
         func = lambda x: x * x.roll(shift) + shift * x  # noqa: E731, B023
         close(torchjac.jac_diag(func)(x), x.roll(shift) + shift)
+
+
+@NEW
+@pytest.mark.parametrize("name", ["jac_diag", "divergence", "laplacian"])
+def test_colors_that_rely_on_a_constant_are_compared_once_and_where_it_has_changed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write through ``.data`` is no change that PyTorch counts, but it shows in a checksum."""
+    from torchjac.planning.contractions import contract
+
+    compared: list[int] = []
+    agree = contract.colors_agree
+    monkeypatch.setattr(contract, "colors_agree", lambda *a: compared.append(1) or agree(*a))
+    matrix, x = torch.eye(12, dtype=torch.float64), point(12)
+
+    def func(x: Tensor) -> Tensor:
+        return x.flip(0) * (matrix @ x).sin()
+
+    found = getattr(torchjac, name)(func)
+    plain: dict[str, Any] = {
+        "jac_diag": lambda x: torch.func.jacrev(func)(x).diagonal(),
+        "divergence": lambda x: torch.func.jacrev(func)(x).trace(),
+        "laplacian": trace_of_hessian(func),
+    }
+    for _ in range(3):
+        torch.testing.assert_close(found(x), plain[name](x))
+    assert len(compared) == 1
+    matrix.data[3, 9] = 2.0
+    matrix.data[:, 2] = 1.0
+    torch.testing.assert_close(found(x), plain[name](x))
+    assert len(compared) == 2
+
+
+@NEW
+def test_colors_that_rely_on_a_constant_where_there_are_no_values_to_compare() -> None:
+    matrix, xs = torch.eye(12, dtype=torch.float64), point(2, 12)
+
+    def func(x: Tensor) -> Tensor:
+        return x.flip(0) * (matrix @ x).sin()
+
+    found = vmap(torchjac.jac_diag(func))
+    for place in ((0, 0), (3, 9), (2, slice(None)), (slice(None), 5)):
+        matrix.data[place] = 2.0
+        expected = vmap(torch.func.jacrev(func))(xs).diagonal(dim1=-2, dim2=-1)
+        for _ in range(2):
+            torch.testing.assert_close(found(xs), expected)

@@ -26,12 +26,14 @@ from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.surroundings import (
     Draw,
     exclusively,
+    has_values,
     is_fake,
     is_out_of_memory,
     out_of_inference,
     without_modes,
     without_transforms,
 )
+from torchjac.foundations.checksums import summed_elements
 from torchjac.foundations.layout import Layout
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import warn_user
@@ -44,7 +46,9 @@ if TYPE_CHECKING:
     from torchjac.planning.problem import Problem
     from torchjac.structure.detection import Detected
 
-__all__ = ["compress", "find_pattern"]
+__all__ = ["compress", "find_pattern", "still_holds"]
+
+_MUCH = 2**17  # numbers
 
 
 def compress(problem: Problem, output_counts: Sequence[int]) -> Compression:
@@ -140,6 +144,15 @@ def find_pattern(
     # A Hessian is symmetric, so what is found on one side only is no nonzero.
     square = problem.order == 2 and pattern.shape[0] == pattern.shape[1]
     return (pattern & pattern.T if square else pattern), found.constants
+
+
+def still_holds(compression: Compression, primals: Sequence[Tensor]) -> bool:
+    """Whether the constants that a pattern was found with are certainly what they were.
+
+    Where there are many, to sum them up takes longer than to compare an answer: that is to be done then.
+    """
+    is_much = sum(map(summed_elements, compression.constants)) > _MUCH
+    return not (is_much and has_values(primals)) and compression.is_true_to_constants
 
 
 def _pushed(

@@ -11,7 +11,7 @@ from torchjac.evaluation.surroundings import is_out_of_memory
 from torchjac.planning.captured.traces import Reached
 from torchjac.planning.compressed import Compression
 from torchjac.planning.problem import Problem
-from torchjac.planning.sparsity import find_pattern
+from torchjac.planning.sparsity import find_pattern, still_holds
 
 __all__ = ["Colors", "find_colors"]
 
@@ -31,11 +31,11 @@ class Colors:
     checked: bool = False
     """Whether a result has been compared with one from other seeds."""
 
-    def is_settled(self, reached: Reached) -> bool:
+    def is_settled(self, reached: Reached, primals: Sequence[Tensor]) -> bool:
         """Whether what was right once is right for a function that reaches so much."""
-        if self.description is None or self.compression.relies_on_constants:
+        if self.description is None or reached.describe() != self.description:
             return False
-        return reached.describe() == self.description
+        return still_holds(self.compression, primals)
 
 
 def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Colors | None:

@@ -241,7 +241,9 @@ def _run(
 
 def _exact_seeds(asked: Contraction, record: Remembered, layout: Layout) -> Seeds:
     colors = record.colors
-    if colors is not None and (has_values(asked.primals) or colors.is_settled(asked.reached)):
+    if colors is not None and (
+        has_values(asked.primals) or colors.is_settled(asked.reached, asked.primals)
+    ):
         return GroupSeeds(layout, colors.colors)
     if layout.total:
         return IdentitySeeds(layout)
@@ -263,7 +265,7 @@ def _with_right_colors(
     colors = record.colors
     if colors is None or not has_values(asked.primals):
         return result
-    if colors.checked and colors.is_settled(asked.reached):
+    if colors.checked and colors.is_settled(asked.reached, asked.primals):
         return result
     colors.checked = True
     size = _chunk_size(asked, way, record, int(colors.colors.max()) + 1)
