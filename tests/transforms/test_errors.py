@@ -25,6 +25,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"check": "maybe"}, ValueError, "(check='maybe'): expected one of 'first', 'always', 'never'"),
     ({"check": None}, ValueError, "(check=None): expected one of"),
     ({"mode": "backward"}, ValueError, "(mode='backward'): expected one of 'auto', 'forward"),
+    ({"mode": []}, ValueError, "(mode=[]): expected one of 'auto', 'forward"),
     ({"argnums": 1.0}, TypeError, "(argnums=1.0): expected an int, a tuple of ints"),
     ({"argnums": (0, "x")}, TypeError, "(argnums=(0, 'x')): expected an int, a tuple of ints"),
     ({"argnums": True}, TypeError, "(argnums=True): expected an int, a tuple of ints"),

@@ -63,41 +63,42 @@ class Options(NamedTuple):
     ) -> Options:
         """Refuse what cannot be meant, naming the call and what would be right."""
         check_function(name, func)
+        rest = (has_aux, return_value, mode, chunk_size, check, sparsity, layout)
         if type(argnums) is int and sparsity is None:
             try:
-                return _plain(name, argnums, has_aux, return_value, mode, chunk_size, check, layout)
+                return _kept(name, argnums, *rest)
             except TypeError:  # an option that cannot be hashed is refused in words below
                 pass
         check_argnums(name, func, argnums)
-        check_flag(name, "has_aux", has_aux)
-        check_flag(name, "return_value", return_value)
-        check_choice(name, "mode", mode, HESSIAN_MODES if name == "hessian" else MODES)
-        check_chunk_size(name, chunk_size)
-        check_choice(name, "check", check, _CHECKS)
-        pattern = None if sparsity is None else as_sparsity(name, sparsity)
-        check_layout(name, layout, pattern)
-        if isinstance(pattern, Coloring):
-            mode = _mode_of(name, mode, pattern)
-        return Options(
-            name, argnums, has_aux, return_value, mode, chunk_size, check, pattern, layout
-        )
+        return _checked(name, argnums, *rest)
 
 
-@functools.lru_cache(maxsize=256, typed=True)
-def _plain(
+def _checked(
     name: str,
-    argnums: int,
+    argnums: Any,
     has_aux: bool,
     return_value: bool,
     mode: str,
     chunk_size: Any,
     check: str,
+    sparsity: Any,
     layout: torch.layout,
 ) -> Options:
-    """The options of a dense transform by one argument, checked once: people build it anew for every call."""
-    return Options.checked(
-        name, _plain, (argnums,), has_aux, return_value, mode, chunk_size, check, None, layout
-    )._replace(argnums=argnums)
+    """The options that do not depend on the function."""
+    check_flag(name, "has_aux", has_aux)
+    check_flag(name, "return_value", return_value)
+    check_choice(name, "mode", mode, HESSIAN_MODES if name == "hessian" else MODES)
+    check_chunk_size(name, chunk_size)
+    check_choice(name, "check", check, _CHECKS)
+    pattern = None if sparsity is None else as_sparsity(name, sparsity)
+    check_layout(name, layout, pattern)
+    if isinstance(pattern, Coloring):
+        mode = _mode_of(name, mode, pattern)
+    return Options(name, argnums, has_aux, return_value, mode, chunk_size, check, pattern, layout)
+
+
+# People build a transform anew for every call: what is plain is checked once.
+_kept = functools.lru_cache(maxsize=256, typed=True)(_checked)
 
 
 def check_function(name: str, func: object) -> None:
