@@ -23,20 +23,17 @@ from torchjac.evaluation.surroundings import (
     is_out_of_memory,
     out_of_inference,
 )
-from torchjac.foundations.checksums import summed_elements
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Record, recall, remember
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.sparsity import compress
+from torchjac.planning.sparsity import compress, still_holds
 from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
 __all__ = ["first_look", "solve"]
-
-_MUCH = 2**17  # numbers
 
 
 def solve(problem: Problem) -> Answer:
@@ -108,11 +105,7 @@ def _is_settled(problem: Problem, key: Hashable, compression: Compression) -> bo
     """
     if not (problem.is_sure() or problem.is_unchanged(key)):
         return False
-    if problem.sparsity != "detect" or not compression.relies_on_constants:
-        return True
-    # To sum up more than that takes longer than to compare an answer.
-    is_much = sum(map(summed_elements, compression.constants)) > _MUCH
-    return not (is_much and has_values(problem.primals)) and compression.is_true_to_constants
+    return problem.sparsity != "detect" or still_holds(compression, problem.primals)
 
 
 def _is_outdated(problem: Problem, compression: Compression) -> bool:

@@ -13,7 +13,7 @@ from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
 from torchjac.planning.problem import Problem
-from torchjac.transforms.call import Call, Leaves, Outcome
+from torchjac.transforms.call import Call, Leaves
 from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import (
     PARAMS,
@@ -25,6 +25,7 @@ from torchjac.transforms.options import (
     check_choice,
     check_flag,
 )
+from torchjac.transforms.outcome import Outcome
 from torchjac.transforms.transformed import Transform, transformed
 
 __all__ = ["batched_jac"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,54 +22,16 @@ from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.signature import Search, modules_of, of_arguments, of_function, tensors_of
 from torchjac.transforms.options import PARAMS, Options
+from torchjac.transforms.outcome import ONE_TENSOR, Aux, Outcome
 
-__all__ = ["Call", "Leaves", "Outcome", "asks"]
+__all__ = ["Call", "Leaves", "asks"]
 
 Leaves: TypeAlias = Sequence[Sequence[Any]]
 """One value for every block of a derivative, ``[output][input]``."""
 
 
 _WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
-
-
-class _Aux(NamedTuple):
-    leaves: list[Any]
-    spec: TreeSpec
-
-
-class Outcome(NamedTuple):
-    """How the flat outputs of an evaluation go back into the trees that the function returned."""
-
-    kinds: list[str]
-    """For every output leaf: "differentiable", "carried" (an integer tensor), or "none"."""
-    spec: TreeSpec
-    aux: _Aux | None
-    """The auxiliary tree; its tensors stand for themselves, the carried ones replace them."""
-
-    def value(self, values: Sequence[Tensor], carried: Sequence[Tensor]) -> Any:
-        """The tree of outputs."""
-        sources = {"differentiable": iter(values), "carried": iter(carried), "none": iter(())}
-        return unflatten([next(sources[kind], None) for kind in self.kinds], self.spec)
-
-    def aux_value(self, carried: Sequence[Tensor]) -> Any:
-        """The auxiliary tree."""
-        assert self.aux is not None
-        tensors = iter(carried[self.kinds.count("carried") :])
-        leaves = [next(tensors) if isinstance(x, Tensor) else x for x in self.aux.leaves]
-        return unflatten(leaves, self.aux.spec)
-
-    def jacobian(self, trees: Sequence[Any]) -> Any:
-        """The tree of outputs with ``trees``, one per differentiable output, in place of its leaves."""
-        if len(trees) == len(self.kinds):
-            return unflatten(trees, self.spec)
-        source = iter(trees)
-        return unflatten(
-            [next(source) if kind == "differentiable" else None for kind in self.kinds], self.spec
-        )
-
-
 _UNCHANGED = contextlib.nullcontext()
-_ONE_TENSOR = Outcome(["differentiable"], flatten(torch.empty(0))[1], None)
 
 
 class Call:
@@ -189,7 +151,7 @@ class Call:
     def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         returned = self._evaluate(leaves)
         if type(returned) is Tensor and returned.is_floating_point() and not self.options.has_aux:
-            self._outcome = _ONE_TENSOR
+            self._outcome = ONE_TENSOR
             return (returned,), ()
         aux = None
         if self.options.has_aux:
@@ -199,7 +161,7 @@ class Call:
                     f"{_describe(returned)}."
                 )
             returned, extra = returned
-            aux = _Aux(*flatten(extra))
+            aux = Aux(*flatten(extra))
         outputs, spec = flatten(returned)
         kinds = [self._kind(output) for output in outputs]
         if "differentiable" not in kinds:

@@ -17,8 +17,9 @@ from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.traces import Reached
 from torchjac.planning.contractions.contract import contract
 from torchjac.planning.contractions.contraction import Contraction
-from torchjac.transforms.call import Call, Outcome, asks
+from torchjac.transforms.call import Call, asks
 from torchjac.transforms.options import Argnums, ChunkSize, Options, check_choice, check_flag
+from torchjac.transforms.outcome import Outcome
 from torchjac.transforms.transformed import like_func
 
 __all__ = ["divergence", "hessian_diag", "jac_diag", "laplacian"]

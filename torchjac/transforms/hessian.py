@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from torchjac.transforms.call import Call, Leaves, Outcome, asks
+from torchjac.transforms.call import Call, Leaves, asks
 from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options, Sparsity
+from torchjac.transforms.outcome import Outcome
 from torchjac.transforms.transformed import Transform, transformed
 
 __all__ = ["hessian"]
