@@ -319,6 +319,32 @@ def test_in_inference_mode() -> None:
     torch.testing.assert_close(got, torchjac.jac(tridiagonal)(point(6)), **CLOSE)
 
 
+STRIDED: dict[str, Any] = {
+    "asked for": lambda X: (X if X.is_contiguous() else X.T).reshape(-1) ** 2,
+    "set": lambda X: X.as_strided((4, 4), (1, 4)) ** 2 * X[0, 0],
+    "needed": lambda X: X.T.view(-1).sin() if not X.is_contiguous() else X.view(-1).sin(),
+}
+
+
+@pytest.mark.parametrize("func", STRIDED.values(), ids=STRIDED)
+def test_what_depends_on_strides_is_followed_with_these(func: Any) -> None:
+    one = torch.randn(4, 4, dtype=torch.float64)
+    detecting = torchjac.jac(func, sparsity="detect")
+    for x in (one, one.T, one):
+        torch.testing.assert_close(detecting(x), torch.func.jacrev(func)(x))
+
+
+def test_what_cannot_run_without_values_is_named() -> None:
+    """PyTorch's gradient of this index_put is of the wrong shape where a 0-dim index has no value."""
+    rows = torch.tensor([0, 3, 1])
+
+    def func(x: Tensor) -> Tensor:
+        return x.index_put((rows, torch.tensor(1)), x[:3, 0] ** 2).sum()
+
+    with pytest.raises(StructureError, match="cannot be followed on tensors without values"):
+        torchjac.hessian(func, sparsity="detect")(torch.randn(8, 3))
+
+
 def test_finding_a_pattern_draws_no_random_numbers() -> None:
     before = torch.get_rng_state()
     torchjac.jac_sparsity(torch.nn.functional.dropout)(point(6))

@@ -357,6 +357,8 @@ def _of_tensor(tensor: torch.Tensor, search: Search) -> Hashable:
     if tensor.is_nested:  # it has no shape
         return ("nested", tensor.dtype, tensor.device)
     if tensor.layout is torch.strided or not search.values:
-        return (tensor.shape, tensor.layout, tensor.dtype, tensor.device)
+        kind = (tensor.shape, tensor.layout, tensor.dtype, tensor.device)
+        # What is followed once is followed for these strides.
+        return (*kind, tensor.stride()) if search.values and not tensor.is_contiguous() else kind
     # The places of its entries are numbers that a pattern depends on.
     return Identity(tensor)

@@ -34,7 +34,6 @@ from torchjac.evaluation.surroundings import (
     without_transforms,
 )
 from torchjac.foundations.checksums import summed_elements
-from torchjac.foundations.layout import Layout
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import warn_user
 from torchjac.planning.look import evaluate_plainly
@@ -117,7 +116,7 @@ def find_pattern(
         here = out_of_inference(problem.primals)
         outputs = evaluate_plainly(lambda primals: function(primals)[0], here)
     others, substituted = problem.others() if problem.others else ([], None)
-    sides = [Layout(leaves).kinds for leaves in (problem.primals, outputs, others)]
+    sides = (problem.primals, outputs, others)
 
     def at(point: Sequence[Tensor]) -> tuple[FlatFunction, Sequence[Tensor]]:
         """The function with the values of its other arguments unknown, and the primals of a point."""
@@ -127,15 +126,17 @@ def find_pattern(
         return _differentiated(problem, substituted(point[n:])), point[:n]
 
     with torch.inference_mode(False), without_transforms(), without_modes(), exclusively():
-        primals, likes, unknown = [[_zeros(*kind) for kind in side] for side in sides]
+        primals, likes, unknown = [[_zeros(tensor) for tensor in side] for side in sides]
         point = [*primals, *unknown]
         try:
             found = linear_pattern(lambda p, u: _pull(*at(p), u), point, likes)
             pattern = SparsityPattern.from_scipy(found.matrix).T
         except Exception as error:
             own = isinstance(error, TorchjacError) and not isinstance(error, StructureError)
-            if problem.order == 2 or own or is_out_of_memory(error):
+            if own or is_out_of_memory(error):
                 raise
+            if problem.order == 2:
+                raise _as_refusal(problem.name, error) from error
             # No backward rule, or one that cannot be seen through.
             found = _pushed(problem.name, lambda p, v: _push(*at(p), v), point, primals, error)
             pattern = SparsityPattern.from_scipy(found.matrix)
@@ -170,13 +171,17 @@ def _pushed(
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        if isinstance(refusal, StructureError):
-            raise refusal from None
-        raise StructureError(
-            f"{name}: func cannot be followed on tensors without values ({refusal}). If it captures a tensor "
-            f"of a surrounding transform, pass that as an argument; else give the pattern by hand, or "
-            f"sparsity=None."
-        ) from refusal
+        raise _as_refusal(name, refusal) from refusal
+
+
+def _as_refusal(name: str, error: Exception) -> StructureError:
+    """What is said of a function that ran on its own, but not without values."""
+    if isinstance(error, StructureError):
+        return error
+    return StructureError(
+        f"{name}: func cannot be followed on tensors without values ({error}). If it captures a tensor of a "
+        f"surrounding transform, pass that as an argument; else give the pattern by hand, or sparsity=None."
+    )
 
 
 def _tell_of_unknown(problem: Problem, found: Detected) -> None:
@@ -189,8 +194,11 @@ def _tell_of_unknown(problem: Problem, found: Detected) -> None:
         )
 
 
-def _zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device=device)
+def _zeros(tensor: Tensor) -> Tensor:
+    """Zeros like what func gets, a copy of ``tensor``: what it makes of the strides is part of it."""
+    # Not of the tensor itself, which may be one of a surrounding transform.
+    like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return torch.zeros_like(like, device=tensor.device)
 
 
 def _differentiated(problem: Problem, function: FlatFunction) -> FlatFunction:
