@@ -37,7 +37,8 @@ FORWARD_COST_OF_SLICES = 0.8
 """The same where f mostly takes slices: a backward pass fills a whole tensor with zeros for each."""
 
 _MANY = 2**18  # entries; of fewer, what each op costs counts for more than the numbers it moves
-_LITTLE = 2**17  # numbers
+# Numbers; of fewer likewise.
+_FEW, _FEW_OF_HESSIANS = 2**15, 2**17
 
 
 class Work(NamedTuple):
@@ -59,17 +60,21 @@ class Work(NamedTuple):
 ORDINARY = Work()
 
 
-def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD_COST) -> Direction:
+def choose_mode(
+    num_inputs: int, num_outputs: int, forward_cost: float = FORWARD_COST, largest: int = 0
+) -> Direction:
     """Choose the mode of a Jacobian from the number of passes that each one takes.
 
     The rules, in order:
 
     1. One output: reverse. It is a single plain backward pass.
     2. One input: forward. It is a single plain evaluation with a tangent.
-    3. Fewer inputs than half of the outputs: forward, one pass per input; of a function that convolves,
+    3. Few numbers, m times the largest tensor inside: reverse. Vmapped passes then cost what their
+       operations cost, however many they are, and those of a backward pass cost a third to a half.
+    4. Fewer inputs than half of the outputs: forward, one pass per input; of a function that convolves,
        fewer than twice the outputs, of one that mostly takes slices, fewer than 1.25 times, if the
        Jacobian has many entries.
-    4. Otherwise reverse, one pass per output. Where the two counts are close reverse is preferred:
+    5. Otherwise reverse, one pass per output. Where the two counts are close reverse is preferred:
        it evaluates the function once and outside vmap, nearly every op supports it, and a forward
        pass costs more than a backward pass of a small function, for it repeats the evaluation.
 
@@ -79,6 +84,7 @@ def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD
         num_inputs: n, the columns of the Jacobian (or of a block).
         num_outputs: m, its rows.
         forward_cost: of a forward pass, in backward passes.
+        largest: the elements of the largest result of any op of the function; 0 if nobody knows.
 
     Example:
         >>> choose_mode(7, 3), choose_mode(20, 20480), choose_mode(100, 100)
@@ -86,7 +92,11 @@ def choose_mode(num_inputs: int, num_outputs: int, forward_cost: float = FORWARD
     """
     if num_outputs == 1:
         return "reverse"
-    if num_inputs == 1 or forward_cost * num_inputs < num_outputs:
+    if num_inputs == 1:
+        return "forward"
+    if forward_cost > 1 and 0 < num_outputs * largest <= _FEW:
+        return "reverse"
+    if forward_cost * num_inputs < num_outputs:
         return "forward"
     return "reverse"
 
@@ -116,4 +126,6 @@ def choose_hessian_mode(
         (('reverse', 'reverse'), ('forward', 'reverse'))
     """
     moved = num_outputs * num_outputs * num_inputs * largest
-    return ("reverse" if num_outputs <= 1 or 0 < moved <= _LITTLE else "forward"), "reverse"
+    return (
+        "reverse" if num_outputs <= 1 or 0 < moved <= _FEW_OF_HESSIANS else "forward"
+    ), "reverse"

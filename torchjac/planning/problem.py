@@ -103,6 +103,7 @@ class Problem:
             num_outputs,
             vectorise=vectorise,
             forward_cost=self.work.forward_cost(num_inputs * num_outputs),
+            largest=self.work.largest,
         )
 
     def rows(self, output_counts: Sequence[int]) -> int:

@@ -51,6 +51,7 @@ def jacobian_ways(
     *,
     vectorise: bool,
     forward_cost: float = FORWARD_COST,
+    largest: int = 0,
 ) -> tuple[Way, ...]:
     """Order the ways to a Jacobian.
 
@@ -61,7 +62,7 @@ def jacobian_ways(
         return _ladder([("forward", None)], vectorise)
     if mode == "reverse":
         return _ladder([("reverse", None)], vectorise)
-    first = choose_mode(num_inputs, num_outputs, forward_cost)
+    first = choose_mode(num_inputs, num_outputs, forward_cost, largest)
     second: Direction = "reverse" if first == "forward" else "forward"
     return _ladder([(first, None), (second, None)], vectorise)
 
