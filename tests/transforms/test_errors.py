@@ -1,5 +1,7 @@
 """Bad input: the error names the call, what came, what was expected and what to do."""
 
+import dataclasses
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +13,14 @@ from torchjac.errors import ArgumentError, OptionError, TorchjacError
 
 X = torch.ones(2)
 TRANSFORMS = [torchjac.jac, torchjac.batched_jac, torchjac.hessian]
+
+
+@dataclasses.dataclass
+class State:
+    """No tree yet."""
+
+    q: torch.Tensor
+
 
 OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
@@ -30,6 +40,11 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"argnums": (0, "x")}, TypeError, "(argnums=(0, 'x')): expected an int, a tuple of ints"),
     ({"argnums": True}, TypeError, "(argnums=True): expected an int, a tuple of ints"),
     ({"argnums": ()}, ValueError, "(argnums=()): expected an int, a tuple of ints"),
+    (
+        {"argnums": (1, 1)},
+        ValueError,
+        "(argnums=(1, 1)): an argument is chosen twice; name it once",
+    ),
     ({"argnums": "x"}, ValueError, "(argnums='x'): expected an int, a tuple of ints"),
 ]
 
@@ -115,6 +130,7 @@ ARGUMENTS: list[tuple[Any, tuple[Any, ...], type[Exception], str]] = [
         "what it is made from",
     ),
     (0, (2.0,), TypeError, "argument 0 holds a float; expected a tensor"),
+    (0, (State(X),), TypeError, "torch.export.register_dataclass makes a tree of it"),
     (
         0,
         ({"a": X, "b": None},),
@@ -207,3 +223,11 @@ def test_samples_have_outputs_of_one_shape(options: dict[str, Any]) -> None:
         "batched_jac: func returned a tensor of shape (1,) for sample 0 and of shape (2,) for sample 1; "
         "expected the same for every sample. Pad them to one shape, or call jac for each sample."
     )
+
+
+def test_a_scripted_module_has_no_parameters_of_samples() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.script(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="is a scripted module, whose parameters PyTorch cannot"):
+        torchjac.batched_jac(module, "params")(torch.randn(3, 2))

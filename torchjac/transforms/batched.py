@@ -8,7 +8,13 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.errors import ArgumentError, OptionError, OptionTypeError, OutputTypeError
+from torchjac.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    OptionError,
+    OptionTypeError,
+    OutputTypeError,
+)
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
@@ -176,6 +182,11 @@ class _BatchCall(Call):
         super().__init__(options, func, args, kwargs)
         self._in_dims, self._randomness = in_dims, randomness
         self.captures_primals = False  # every sample has parameters of its own
+        if options.argnums == PARAMS and isinstance(self._func, torch.jit.ScriptModule):
+            raise ArgumentTypeError(
+                f"{options.name}(argnums='params'): {type(func).__name__} is a scripted module, whose "
+                f"parameters PyTorch cannot replace by those of a sample. Pass the module it was made of."
+            )
         self._argument_dims = self._spread(in_dims)
         self.batch_size = self._one_size()
         self._primal_dims = self._dims_of_primals()

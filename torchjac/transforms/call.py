@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -131,9 +132,11 @@ class Call:
                 f"Leave the entry out, or hand it over in an argument that argnums does not choose."
             )
         if not isinstance(leaf, Tensor):
+            remedy = "Wrap the number in torch.tensor, or choose other argnums."
+            if dataclasses.is_dataclass(leaf):
+                remedy = "torch.export.register_dataclass makes a tree of it."
             raise ArgumentTypeError(
-                f"{where} holds a {type(leaf).__name__}; expected a tensor, or a tree of tensors. "
-                f"Wrap the number in torch.tensor, or choose other argnums."
+                f"{where} holds a {type(leaf).__name__}; expected a tensor, or a tree of tensors. {remedy}"
             )
         if leaf.is_floating_point():
             kind = "nested" if leaf.is_nested else f"of layout {leaf.layout}"

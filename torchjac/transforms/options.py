@@ -122,6 +122,10 @@ def check_argnums(name: str, func: Callable[..., Any], argnums: object) -> None:
         raise OptionError(f"{name}(argnums={argnums!r}): {meaning}.")
     if any(isinstance(number, bool) or not isinstance(number, int) for number in numbers):
         raise OptionTypeError(f"{name}(argnums={argnums!r}): {meaning}.")
+    if len(set(numbers)) < len(numbers):
+        raise OptionError(
+            f"{name}(argnums={argnums!r}): an argument is chosen twice; name it once."
+        )
 
 
 def check_choice(name: str, option: str, value: object, allowed: tuple[str, ...]) -> None:
