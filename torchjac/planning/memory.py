@@ -45,6 +45,8 @@ class Record:
     """The ways whose result has been compared with a trusted pass."""
     unsettled: int = 0
     """How many comparisons could not tell much, so that the next call is compared too."""
+    guest: tuple[Hashable, int] = (None, 0)
+    """The signature that was last served with this record though it has another, and how often in a row."""
 
     @property
     def next_way(self) -> Way:
@@ -64,9 +66,11 @@ def recall(key: Hashable) -> Record | None:
     return _records.get(key)
 
 
-def remember(key: Hashable, record: Record) -> None:
-    """Keep a record, and drop the oldest ones when there are too many."""
+def remember(key: Hashable, record: Record, alias: Hashable = None) -> None:
+    """Keep a record, under an alias too if there is one, and drop the oldest when there are too many."""
     _records.put(key, record, record.compression.nbytes if record.compression else 0)
+    if alias is not None:
+        _records.put(alias, record)
 
 
 def forget_everything() -> None:

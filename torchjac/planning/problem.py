@@ -40,6 +40,8 @@ class Problem:
     primals: Sequence[Tensor]
     signature: Callable[[], Hashable]
     """What makes another call the same; not asked for under a compiler."""
+    likeness: Callable[[], Hashable] = lambda: None
+    """The same but for numbers and tensors that the function captured, for a pattern to be detected."""
     slower: FlatFunction | None = None
     """The same function without vmap around it, for when PyTorch cannot batch it."""
     recorded: Graph | None = None
@@ -85,6 +87,8 @@ class Problem:
     """Takes down what else the function of a signature reaches, if the transform is kept."""
     is_unchanged: Callable[[Hashable], bool] = lambda key: False
     """Whether that has been taken down, and is so still."""
+    is_guest: bool = False
+    """Whether what is known is of another function of the same code, over other numbers or tensors."""
     is_settled: bool = True
     """Whether the pattern is certainly one of the function as it is now, and not only as it was."""
 

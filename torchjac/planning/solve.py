@@ -35,6 +35,8 @@ from torchjac.planning.ways import Way
 
 __all__ = ["first_look", "solve"]
 
+_MOST_VISITS = 3
+
 
 def solve(problem: Problem) -> Answer:
     """Compute what ``problem`` asks for."""
@@ -47,7 +49,7 @@ def solve(problem: Problem) -> Answer:
     if problem.layout is not torch.strided and inside_transform():
         _refuse_layout(problem)
     key = problem.signature()
-    record = recall(key)
+    record = recall(key) or _of_its_like(problem, key)
     if problem.slower is None:
         return _solve(problem, key, record)
     if record is not None and record.slower:
@@ -77,8 +79,8 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         if problem.sparsity is not None and not problem.is_sure():
             problem.note(key)
         record = first_look(problem, draw or Draw(problem.primals))
-        remember(key, record)
-        problem.is_settled = True
+        remember(key, record, problem.likeness() if problem.sparsity == "detect" else None)
+        problem.is_settled, problem.is_guest = True, False
     problem.compression = record.compression
     try:
         answer = _first_that_works(problem, record, draw)
@@ -97,20 +99,37 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     return _solve(problem, key, None)
 
 
+def _of_its_like(problem: Problem, key: Hashable) -> Record | None:
+    """What is known of the same code over other numbers or tensors, whose pattern is compared then.
+
+    A step of an implicit solver has another right-hand side every time, and to detect takes longer than to
+    compare. What comes again and again is worth being looked at by itself.
+    """
+    if problem.sparsity != "detect" or not has_values(problem.primals):
+        return None
+    record = recall(problem.likeness())
+    if record is None:
+        return None
+    last, times = record.guest
+    record.guest = (key, times + 1 if key == last else 1)
+    problem.is_guest = record.guest[1] <= _MOST_VISITS
+    return record if problem.is_guest else None
+
+
 def _is_settled(problem: Problem, key: Hashable, compression: Compression) -> bool:
     """Whether a pattern that was right once is certainly one of the function as it is now.
 
     A pattern is one of the function's numbers and constants too. Where the signature cannot tell these (an
     attribute of a module, an array), nor anybody has watched them, every call is compared.
     """
-    if not (problem.is_sure() or problem.is_unchanged(key)):
+    if problem.is_guest or not (problem.is_sure() or problem.is_unchanged(key)):
         return False
     return problem.sparsity != "detect" or still_holds(compression, problem.primals)
 
 
 def _is_outdated(problem: Problem, compression: Compression) -> bool:
     """Whether a pattern has to be detected anew: it is wrong, or may be and cannot be compared."""
-    if problem.sparsity != "detect":
+    if problem.sparsity != "detect" or problem.is_guest:
         return False
     return compression.is_stale or not (problem.is_settled or has_values(problem.primals))
 

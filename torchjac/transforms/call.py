@@ -272,6 +272,11 @@ class Call:
         self.may_capture = search.connects or not search.is_sure
         return (self.options, function, arguments)
 
+    def likeness(self) -> Hashable:
+        """The same for all numbers and tensors that the function captured."""
+        function, _ = of_function(self._func)
+        return ("alike", self.options, function, of_arguments(tuple(self._args), self._kwargs))
+
     def others(self) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]:
         """The tensors that are not differentiated by, and the flat function with others for them.
 
@@ -346,6 +351,7 @@ def asks(
             function=call,
             primals=call.primals,
             signature=call.signature,
+            likeness=call.likeness,
             outcome=lambda: call.outcome,
             wants_value=options.return_value or options.has_aux,
             order=order,
