@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
-__all__ = ["TreeSpec", "broadcast_prefix", "flatten", "map_tree", "unflatten"]
+__all__ = ["TreeSpec", "broadcast_prefix", "flatten", "leaves_of", "map_tree", "unflatten"]
 
 
 class TreeSpec:
@@ -47,6 +47,11 @@ def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     if len(leaves) == 1 and leaves[0] is tree:
         return leaves, _LEAF  # any other lone leaf is a tree of the same shape
     return leaves, TreeSpec(spec, len(leaves))
+
+
+def leaves_of(trees: Sequence[Any]) -> list[Any]:
+    """The leaves of several trees, one after another."""
+    return [leaf for tree in trees for leaf in flatten(tree)[0]]
 
 
 def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Any:

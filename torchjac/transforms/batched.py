@@ -17,7 +17,7 @@ from torchjac.errors import (
 )
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.compiler import uncompiled
-from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, unflatten
+from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, leaves_of, unflatten
 from torchjac.planning.problem import Problem
 from torchjac.transforms.call import Call, Leaves
 from torchjac.transforms.delivery import Delivery
@@ -187,6 +187,7 @@ class _BatchCall(Call):
                 f"{options.name}(argnums='params'): {type(func).__name__} is a scripted module, whose "
                 f"parameters PyTorch cannot replace by those of a sample. Pass the module it was made of."
             )
+        self._leaves = leaves_of(self._args)
         self._argument_dims = self._spread(in_dims)
         self.batch_size = self._one_size()
         self._primal_dims = self._dims_of_primals()
@@ -213,8 +214,7 @@ class _BatchCall(Call):
 
         Sizes are compared with each other: a compiler that leaves one open would have to fix it for a set.
         """
-        leaves, _ = flatten(self._args)
-        pairs = zip(leaves, self._argument_dims, strict=True)
+        pairs = zip(self._leaves, self._argument_dims, strict=True)
         sizes: list[int] = [leaf.shape[dim] for leaf, dim in pairs if dim is not None]
         for size in sizes:
             if size != sizes[0]:
@@ -230,8 +230,12 @@ class _BatchCall(Call):
 
     def _spread(self, in_dims: Any) -> list[int | None]:
         """The batch dimension of every leaf of the arguments, None where it has none."""
-        leaves, _ = flatten(self._args)
-        spread = broadcast_prefix(in_dims, self._args)
+        leaves = self._leaves
+        spread = (
+            [in_dims] * len(leaves)
+            if isinstance(in_dims, int)
+            else broadcast_prefix(in_dims, self._args)
+        )
         if spread is None:
             raise ArgumentError(
                 f"batched_jac(in_dims={in_dims!r}): its structure does not fit the call's "
@@ -253,10 +257,8 @@ class _BatchCall(Call):
     def _dims_of_primals(self) -> list[int | None]:
         if self.options.argnums == PARAMS:
             return [None] * len(self.primals)
-        dims, trees = iter(self._argument_dims), []
-        for arg in self._args:
-            leaves, _ = flatten(arg)
-            trees.append([next(dims) for _ in leaves])
+        dims = iter(self._argument_dims)
+        trees = [[next(dims) for _ in flatten(arg)[0]] for arg in self._args]
         return [dim for position in self._positions for dim in trees[position]]
 
     def _with_batch_first(self, primal: Tensor, dim: int | None) -> Tensor:
