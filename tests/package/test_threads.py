@@ -89,6 +89,33 @@ def test_one_module_is_differentiated_by_its_parameters_and_by_its_input_at_once
     assert parameter.grad is None
 
 
+def test_a_module_whose_parameters_func_swaps_by_itself():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False), torch.nn.Tanh()).double()
+    own = list(net.parameters())
+    q = torch.linspace(-1, 1, 3, dtype=torch.float64)
+
+    def func(p):
+        return torch.func.functional_call(net, {"0.weight": p}, (q,))
+
+    def work(i):
+        for k in range(20):
+            weight = torch.full((4, 3), (i + k) / THREADS, dtype=torch.float64)
+            slope = 1 - (weight @ q).tanh() ** 2
+            J = torch.einsum("o,op,q->opq", slope, torch.eye(4, dtype=q.dtype), q).reshape(4, 12)
+            op = torchjac.jac_operator(func)(weight)
+            torch.testing.assert_close(op.to_dense(), J)
+            blocks = [block for _, block in torchjac.jac_blocks(func, by="rows")(weight)]
+            torch.testing.assert_close(torch.cat(blocks), J)
+            H = torchjac.hessian_operator(lambda p: func(p).sum())(weight)
+            H = H @ torch.ones(12, dtype=q.dtype)
+            second = -2 * (weight @ q).tanh() * slope * q.sum()
+            torch.testing.assert_close(H, torch.outer(second, q).reshape(12))
+
+    at_once(work)
+    assert all(one is other for one, other in zip(net.parameters(), own, strict=True))
+    assert len(own) == 1
+
+
 def test_tensors_in_graphs_of_their_own_do_not_meet():
     def work(i):
         x = torch.full((3,), i / THREADS, dtype=torch.float64, requires_grad=True)

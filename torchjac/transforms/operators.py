@@ -137,6 +137,9 @@ def maker(
             with torch.inference_mode(False), torch.no_grad():
                 outside: LinearOperator = operator(*args, **kwargs)
                 return outside
+        if not torch._C._len_torch_dispatch_stack():
+            # It tells whether a module runs, whose parameters may be swapped by one thread at a time.
+            call.signature()
         return make(call, out_of_inference(call.primals))
 
     return operator
