@@ -14,6 +14,7 @@ import torchjac
 from tests.counted import Counted
 from torchjac.errors import (
     ArgumentError,
+    DerivativeMismatchWarning,
     OptionError,
     OptionTypeError,
     OutputTypeError,
@@ -143,6 +144,19 @@ def test_what_pytorch_refuses_takes_another_way() -> None:
     with pytest.warns(TorchjacFallbackWarning, match="jac_blocks"):
         whole = put_together(torchjac.jac_blocks(distances, by="columns")(X))
     expected = torchjac.jac(distances, mode="reverse", chunk_size=1)(X)
+    torch.testing.assert_close(whole, expected)
+
+
+def test_a_wrong_batching_rule_is_noticed_whatever_the_first_block_says() -> None:
+    """Four rows that no rule gets wrong, and then those of ``cdist``."""
+    z = torch.randn(4, 3, dtype=torch.float64)
+
+    def rows(z: Tensor) -> Tensor:
+        return torch.cat([z.sum() * torch.ones(4).to(z), torch.cdist(z, z[:2] + 1).flatten()])
+
+    with pytest.warns(DerivativeMismatchWarning, match="jac_blocks"):
+        whole = put_together(torchjac.jac_blocks(rows, by="rows", chunk_size=4)(z))
+    expected = torchjac.jac(rows, mode="reverse", chunk_size=1)(z).reshape(12, 12)
     torch.testing.assert_close(whole, expected)
 
 

@@ -65,14 +65,14 @@ def test_products_with_a_jacobian(spy: Spy) -> None:
         op.T @ torch.ones(3).double()
         assert spy.since() == (0, 1)
     op @ X
-    assert spy.since() == (0, 2), "the second graph is recorded once"
+    assert spy.since() == (0, 3), "the second graph is recorded, and a random product of it checked"
     for _ in range(2):
         op @ X
         assert spy.since() == (0, 1)
     op @ torch.eye(2).double()
-    assert spy.since() == (0, 1), "columns are vmapped into one pass"
+    assert spy.since() == (0, 2), "columns are vmapped into one pass, and so are those of the check"
     op.T @ torch.eye(3).double()
-    assert spy.since() == (0, 2), "vmapped columns are checked once against a plain pass"
+    assert spy.since() == (0, 3), "two random columns are checked against a plain pass of both"
     op.T @ torch.eye(3).double()
     assert spy.since() == (0, 1)
     op.to_dense()
@@ -83,6 +83,36 @@ def test_products_with_a_jacobian(spy: Spy) -> None:
     assert spy.since() == (0, 0)
 
 
+def test_checks_are_remembered_for_a_signature(spy: Spy) -> None:
+    func = spy.watch(curve)
+    for make in (torchjac.jac_operator, torchjac.hessian_operator):
+        op = make(func)(X)
+        _ = op @ X, op @ torch.eye(2).double(), op.to_dense(), op.T @ op.to_dense()
+    spy.since()
+    op = torchjac.jac_operator(func)(2 * X)
+    op.to_dense()
+    assert spy.since() == (1, 1)
+    op @ X
+    assert spy.since() == (0, 2), "the second graph belongs to the operator"
+    torchjac.hessian_operator(func)(2 * X) @ X
+    assert spy.since() == (1, 3 + 2)
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 5])
+def test_a_check_that_tells_nothing_is_made_again(spy: Spy, zeros: int) -> None:
+    """At zero, where people warm up; but not for ever."""
+    op_of = torchjac.jac_operator(spy.watch(torch.square))
+    for _ in range(zeros):
+        op = op_of(0 * X)
+        spy.since()
+        op.to_dense()
+    assert spy.since() == (0, 3 if zeros < 5 else 1)
+    op.to_dense()
+    assert spy.since() == (0, 1), "at one point it is made once"
+    op_of(X).to_dense()
+    assert spy.since() == (1, 3 if zeros < 5 else 1)
+
+
 def test_products_with_a_hessian(spy: Spy) -> None:
     op = torchjac.hessian_operator(spy.watch(scalar))(X)
     assert spy.since() == (1, 1), "the gradient"
@@ -90,7 +120,7 @@ def test_products_with_a_hessian(spy: Spy) -> None:
         op @ X
         assert spy.since() == (0, 1)
     op @ torch.eye(2).double()
-    assert spy.since() == (0, 2)
+    assert spy.since() == (0, 3)
     for method in (op.to_dense, op.diagonal, op.trace):
         method()
         assert spy.since() == (0, 1)
@@ -100,8 +130,9 @@ def test_a_hessian_of_several_outputs_is_made_with_a_pass_for_each(spy: Spy) -> 
     op = torchjac.hessian_operator(spy.watch(curve))(X)
     assert spy.since() == (1, 3)
     op @ X
+    spy.since()
     op @ X
-    assert spy.since() == (0, 3)
+    assert spy.since() == (0, 1)
 
 
 def test_a_gram_matrix_takes_the_fewer_passes(spy: Spy) -> None:
@@ -156,7 +187,7 @@ def test_forward_mode_where_there_is_no_second_backward(spy: Spy) -> None:
     state = torch.get_rng_state()
     with pytest.warns(TorchjacFallbackWarning, match="a forward pass, which evaluates func again"):
         product = op @ x
-    assert spy.since()[0] == 2
+    assert spy.since()[0] == 3, "one for the product, one for the check"
     assert torch.equal(torch.get_rng_state(), state), "drawn again, and the generator left alone"
     torch.testing.assert_close(product, 2 * op.value)
     torch.testing.assert_close(op @ x, 2 * op.value)  # said once
@@ -222,6 +253,31 @@ def test_a_wrong_batching_rule_is_noticed() -> None:
     with pytest.warns(DerivativeMismatchWarning, match="a backward pass, one column at a time"):
         torch.testing.assert_close(op.T @ torch.eye(16).double(), dense.T)
     torch.testing.assert_close(op.to_dense(), dense)
+
+
+def plain_rows_first(x: Tensor) -> Tensor:
+    """Four rows that no batching rule gets wrong, and then those of ``cdist``."""
+    return torch.cat([x.sum() * torch.ones(4).to(x), torch.cdist(x, x[:2] + 1).flatten()])
+
+
+@pytest.mark.parametrize("first", ["zeros", "one row", "other rows"])
+@pytest.mark.filterwarnings("ignore::torchjac.errors.DerivativeMismatchWarning")
+def test_a_wrong_batching_rule_is_noticed_whatever_is_multiplied_first(first: str) -> None:
+    x = torch.randn(4, 3, dtype=torch.float64)
+    dense = torchjac.jac(plain_rows_first, mode="reverse", chunk_size=1)(x).reshape(12, 12)
+    op = torchjac.jac_operator(plain_rows_first)(x)
+    eye = torch.eye(12).double()
+    op.T @ {"zeros": 0 * eye, "one row": eye[:, :1], "other rows": eye[:, :4]}[first]
+    torch.testing.assert_close(op.T @ eye, dense.T)
+    torch.testing.assert_close(op.to_dense(), dense)
+    torch.testing.assert_close(op.gram("inputs"), dense.T @ dense)
+
+
+def test_a_second_backward_that_is_wrong_is_noticed_whatever_is_multiplied_first() -> None:
+    op = torchjac.jac_operator(lambda x: torch.cat([x[:1], Hidden.apply(x[1:])]))(X)
+    with pytest.warns(DerivativeMismatchWarning, match="a backward pass over the backward pass"):
+        op @ torch.tensor([1.0, 0.0]).double()
+    torch.testing.assert_close(op @ X, torch.stack([X[0], 2 * X[1] ** 2]))
 
 
 def test_no_way_at_all() -> None:
@@ -314,10 +370,10 @@ def test_the_graph_is_freed_with_the_operator_at_once(transform: Any) -> None:
         _ = op @ X, op @ torch.eye(2).double(), op.to_dense(), op.gram("inputs"), op.value
         transpose = op.T
         del op
-        assert kept[-1]() is not None, "the transpose keeps it"
+        assert kept[0]() is not None, "the transpose keeps it"
         del transpose
         assert dropped() is None
-        assert kept[-1]() is None
+        assert not any(payload() for payload in kept)
     finally:
         gc.enable()
 

@@ -15,10 +15,12 @@ from torchjac.foundations.store import Store
 from torchjac.planning.compressed import Compression
 from torchjac.planning.ways import Way
 
-__all__ = ["Record", "forget_everything", "recall", "remember"]
+__all__ = ["Findings", "Record", "findings_of", "forget_everything", "recall", "remember"]
 
 _MOST = 4096
 _HEAVIEST = 2**29  # bytes of indices that belong to sparsity patterns
+# Points at which a comparison may tell nothing before it is given up.
+_MOST_UNSETTLED = 3
 
 
 @dataclass
@@ -58,7 +60,28 @@ class Record:
         return replace(self, prepared={}, instead=None, checked=set(), unsettled=0)
 
 
+@dataclass
+class Findings:
+    """What products with the operators of one signature found out."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    """For each side, how many of the ways are no good here."""
+    checked: set[Hashable] = field(default_factory=set)
+    """The comparisons that have been made."""
+    unsettled: dict[Hashable, int] = field(default_factory=dict)
+    """At how many points a comparison could not tell much."""
+
+    def settle(self, check: Hashable, *, telling: bool) -> None:
+        """Note that ``check`` was made at a point; where all is zero, it would pass whatever is wrong."""
+        count = self.unsettled.get(check, 0) + 1
+        if telling or count > _MOST_UNSETTLED:
+            self.checked.add(check)
+        else:
+            self.unsettled[check] = count
+
+
 _records: Store[Record] = Store(_MOST, _HEAVIEST)
+_findings: Store[Findings] = Store(_MOST, _HEAVIEST)
 
 
 def recall(key: Hashable) -> Record | None:
@@ -73,6 +96,16 @@ def remember(key: Hashable, record: Record, alias: Hashable = None) -> None:
         _records.put(alias, record)
 
 
+def findings_of(key: Hashable) -> Findings:
+    """Return what products of a signature have found out, to be added to."""
+    found = _findings.get(key)
+    if found is None:
+        found = Findings()
+        _findings.put(key, found)
+    return found
+
+
 def forget_everything() -> None:
     """Start anew; tests count first-time work with it."""
     _records.clear()
+    _findings.clear()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.gradients import Gradients
-from torchjac.evaluation.surroundings import compiling, out_of_inference
+from torchjac.evaluation.surroundings import compiling, inside_transform, out_of_inference
 from torchjac.foundations.spaces import Trees
+from torchjac.planning.memory import Findings, findings_of
 from torchjac.planning.products.linearization import Linearization
 from torchjac.planning.products.operator import JacobianOperator, LinearOperator, SymmetricOperator
 from torchjac.transforms.call import Call
@@ -29,7 +30,8 @@ def jac_operator(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[...
     and all products have the same dropout mask. Where PyTorch cannot go backward over a backward
     pass (fused attention, ``cdist``, ...), ``op @ v`` is one forward pass, which evaluates ``func``
     once, at the same random state; and where there is no forward rule either, m backward passes. That
-    is said in a `TorchjacFallbackWarning`.
+    is said in a `TorchjacFallbackWarning`. The first products of a signature cost two or three passes
+    more, for a check by random vectors.
 
     | call                          | passes                                                |
     |-------------------------------|-------------------------------------------------------|
@@ -126,38 +128,49 @@ def maker(
 ) -> Callable[..., LinearOperator]:
     """What makes the operator of a call, under the name of the call that wants one."""
     options = Options.checked(name, func, argnums)
-    make = _jacobian if order == 1 else _hessian
 
     @like_func(func, options)
     def operator(*args: Any, **kwargs: Any) -> LinearOperator:
         call = Call(options, func, args, kwargs)
         if compiling():
-            return make(call, call.primals)
+            return _MAKE[order](call, call.primals, Findings())
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 outside: LinearOperator = operator(*args, **kwargs)
                 return outside
-        if not torch._C._len_torch_dispatch_stack():
-            # It tells whether a module runs, whose parameters may be swapped by one thread at a time.
-            call.signature()
-        return make(call, out_of_inference(call.primals))
+        return _made(call, order)
 
     return operator
 
 
-def _jacobian(call: Call, primals: Sequence[Tensor]) -> LinearOperator:
+def _made(call: Call, order: int) -> LinearOperator:
+    return _MAKE[order](call, out_of_inference(call.primals), _found_before(call))
+
+
+def _found_before(call: Call) -> Findings:
+    """What operators of such calls have found out; within a transform or a trace, nothing of their own."""
+    if torch._C._len_torch_dispatch_stack():
+        return Findings()
+    # It also tells whether a module runs, whose parameters may be swapped by one thread at a time.
+    key = call.signature()
+    if inside_transform():
+        return Findings()
+    return findings_of(key)
+
+
+def _jacobian(call: Call, primals: Sequence[Tensor], findings: Findings) -> LinearOperator:
     name = call.options.name
-    point = Linearization(name, call, primals)
+    point = Linearization(name, call, primals, findings)
     value = _handed_out(call, point, point.engine.values, point.engine.carried)
     domain = Trees(point.inputs, call.input_trees)
     codomain = Trees(point.outputs, call.outcome.jacobian)
     return JacobianOperator(name, point, domain, codomain, value)
 
 
-def _hessian(call: Call, primals: Sequence[Tensor]) -> LinearOperator:
+def _hessian(call: Call, primals: Sequence[Tensor], findings: Findings) -> LinearOperator:
     name, n = call.options.name, len(primals)
     gradient = Gradients(call)
-    point = Linearization(name, gradient, primals)
+    point = Linearization(name, gradient, primals, findings)
     values, carried = _split(point.engine.carried, gradient.num_values)
     value = _handed_out(call, point, values, carried)
     domain = Trees(point.inputs, call.input_trees)
@@ -170,6 +183,9 @@ def _hessian(call: Call, primals: Sequence[Tensor]) -> LinearOperator:
         return call.outcome.jacobian(rows)
 
     return JacobianOperator(name, point, domain, Trees(point.outputs, put), value)
+
+
+_MAKE = {1: _jacobian, 2: _hessian}
 
 
 def _split(tensors: Sequence[Tensor], count: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

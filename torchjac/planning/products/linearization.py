@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import UnsupportedError
+from torchjac.evaluation.cancellation import rounding_of_terms
 from torchjac.evaluation.engines import Engine, FlatFunction, Graph, Push, linearize
 from torchjac.evaluation.evaluator import run
 from torchjac.evaluation.graphs import describe
@@ -27,8 +28,9 @@ from torchjac.evaluation.transposed import transposed
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
+from torchjac.planning.memory import Findings
 from torchjac.planning.products.product_checks import Witness, combination_agrees, random_matrix
-from torchjac.planning.products.routes import Agrees, Progress, Route, Rung
+from torchjac.planning.products.routes import Agrees, Memory, Route, Rung
 
 __all__ = ["Linearization"]
 
@@ -54,9 +56,16 @@ class Linearization:
         name: the call that the user made, for messages.
         function: what to evaluate.
         primals: where.
+        findings: what operators of this signature have found out before.
     """
 
-    def __init__(self, name: str, function: FlatFunction, primals: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        name: str,
+        function: FlatFunction,
+        primals: Sequence[Tensor],
+        findings: Findings,
+    ) -> None:
         self._name, self._function, self._primals = name, function, primals
         self._draw = None if compiling() else Draw(primals)
         self.engine = linearize(function, primals, "reverse")
@@ -64,7 +73,7 @@ class Linearization:
         self._across: Engine | None = None
         self._witness: Witness | None = None
         self._largest: int | None = None
-        self._pulled, self._pushed, self._symmetric = Progress(), Progress(), Progress()
+        self._memory = Memory(findings, set())
 
     @property
     def keeps_graph(self) -> bool:
@@ -75,40 +84,54 @@ class Linearization:
 
     def pull(self, matrix: Tensor) -> Tensor:
         """Jᵀ·U, from ``(m, k)`` to ``(n, k)``."""
-        return self._along([self._back_rung], self._agrees_plainly, self._pulled, matrix)
+        return self._along("Jᵀ·U", [self._back_rung], self._agrees_plainly, matrix)
 
     def push(self, matrix: Tensor) -> Tensor:
         """J·V, from ``(n, k)`` to ``(m, k)``."""
         over = Rung("a backward pass over the backward pass", self._over)
-        rows = Rung("a plain backward pass for every row", self._by_rows)
+        rows = Rung(
+            "a plain backward pass for every row", self._by_rows, is_plain=True, vmaps=False
+        )
         rungs = [over, self._forward_rung, rows]
-        return self._along(rungs, self._agrees_with_witness, self._pushed, matrix)
+        return self._along("J·V", rungs, self._agrees_with_witness, matrix)
 
     def both(self, matrix: Tensor) -> Tensor:
         """Jᵀ·V where J is known to be symmetric, so that J·V will do."""
         rungs = [self._back_rung, self._forward_rung]
-        return self._along(rungs, self._agrees_plainly, self._symmetric, matrix)
+        return self._along("H·V", rungs, self._agrees_plainly, matrix)
 
     @property
     def _back_rung(self) -> Rung:
-        return Rung("a backward pass", self._back)
+        return Rung("a backward pass", self._back, is_plain=True)
 
     @property
     def _forward_rung(self) -> Rung:
         return Rung("a forward pass, which evaluates func again", self._forward)
 
-    def _along(
-        self, rungs: Sequence[Rung], agrees: Agrees, progress: Progress, matrix: Tensor
-    ) -> Tensor:
+    def _along(self, side: str, rungs: Sequence[Rung], agrees: Agrees, matrix: Tensor) -> Tensor:
         if compiling() and isinstance(self.engine, Graph):
             raise UnsupportedError(
                 f"{self._name}: the operator was made outside of the function that torch.compile traces, and "
                 f"its graph cannot be traced. Make it inside, or multiply outside."
             )
-        # Put together for each product: kept, it would be a cycle, and the graph freed late.
-        route = Route(self._name, rungs, agrees, progress)
         if isinstance(self.engine, Graph) and "torch._dynamo" in sys.modules:
-            return _untraced()(route, matrix)
+            return _untraced()(self, side, rungs, agrees, matrix)
+        return self._multiplied(side, rungs, agrees, matrix)
+
+    def _multiplied(
+        self, side: str, rungs: Sequence[Rung], agrees: Agrees, matrix: Tensor
+    ) -> Tensor:
+        comparable = has_values([matrix, *self.engine.values])
+        source = self.outputs if side == "Jᵀ·U" else self.inputs
+        # Put together for each product: kept, it would be a cycle, and the graph freed late.
+        route = Route(
+            self._name,
+            side,
+            rungs,
+            lambda columns: random_matrix(source.size, columns, like=source),
+            agrees if comparable else None,
+            self._memory,
+        )
         return route.multiply(matrix)
 
     def chunk_size(self, columns: int) -> int:
@@ -166,20 +189,34 @@ class Linearization:
 
     # The checks; see `Route`.
 
-    def _agrees_plainly(self, matrix: Tensor, product: Tensor, vectorised: bool) -> bool:
-        if not vectorised or matrix.shape[1] == 1:
-            return True  # plain backward passes are what everything else is held against
-        try:
-            return combination_agrees(
-                lambda one: self._back(one, False), matrix, product, self.engine.values
+    def _agrees_plainly(self, matrix: Tensor, product: Tensor) -> bool:
+        return self._agrees_within(
+            lambda slack: combination_agrees(
+                lambda one: self._back(one, False), matrix, product, self.engine.values, slack
             )
+        )
+
+    def _agrees_with_witness(self, matrix: Tensor, product: Tensor) -> bool:
+        return self._agrees_within(
+            lambda slack: self._plain_witness().agrees(matrix, product, self.engine.values, slack)
+        )
+
+    def _agrees_within(self, agrees: Callable[[float], bool]) -> bool:
+        """Whether products agree, but for what is left where terms cancel."""
+        try:
+            return agrees(0.0) or agrees(self._rounding())
         except Exception:  # noqa: BLE001 - refused, or out of memory: there is nothing to compare with
             return True
 
-    def _agrees_with_witness(self, matrix: Tensor, product: Tensor, vectorised: bool) -> bool:
-        del vectorised
-        witness = self._witness
-        return witness is None or witness.agrees(matrix, product, self.engine.values)
+    def _rounding(self) -> float:
+        engine = _as_wanted(self.engine)
+        return rounding_of_terms(engine) if isinstance(engine, Graph) else 0.0
+
+    def _plain_witness(self) -> Witness:
+        if self._witness is None:
+            cotangent = random_matrix(self.outputs.size, 1, like=self.outputs)
+            self._witness = Witness(cotangent[:, 0], self._back(cotangent, False)[:, 0])
+        return self._witness
 
 
 def _product(
@@ -191,9 +228,9 @@ def _product(
 
 
 @functools.cache
-def _untraced() -> Callable[[Route, Tensor], Tensor]:
+def _untraced() -> Callable[..., Tensor]:
     """Products that torch.compile, having broken its graph at one, does not trace the inside of."""
-    multiply: Callable[[Route, Tensor], Tensor] = torch._dynamo.disable(Route.multiply)
+    multiply: Callable[..., Tensor] = torch._dynamo.disable(Linearization._multiplied)
     return multiply
 
 

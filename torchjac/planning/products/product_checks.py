@@ -28,18 +28,21 @@ class Witness(NamedTuple):
     cotangent: Tensor
     product: Tensor
 
-    def agrees(self, matrix: Tensor, product: Tensor, likes: Sequence[Tensor]) -> bool:
+    def agrees(
+        self, matrix: Tensor, product: Tensor, likes: Sequence[Tensor], slack: float = 0.0
+    ) -> bool:
         """Whether ``product`` can be J times ``matrix``, column by column.
 
         Args:
             matrix: V, ``(n, k)``.
             product: of J with it, ``(m, k)``.
             likes: values at this point; their dtypes and magnitudes say what is rounding.
+            slack: what a number may be off by beside; see `rounding_of_terms`.
         """
         u, p, V, Y = (_wide(t) for t in (self.cotangent, self.product, matrix, product))
         terms = p[:, None] * V
         norms = torch.hypot(norms_of(Y, 0), norms_of(terms, 0))
-        rtol, atol = tolerance([matrix, *likes]), rounding(likes) * magnitude(V)
+        rtol, atol = tolerance([matrix, *likes]), (rounding(likes) + slack) * magnitude(V)
         return agree(u @ Y, terms.sum(0), norms, rtol, atol)
 
 
@@ -48,6 +51,7 @@ def combination_agrees(
     matrix: Tensor,
     product: Tensor,
     likes: Sequence[Tensor],
+    slack: float = 0.0,
 ) -> bool:
     """Whether products of many columns agree with the one of a random combination of them.
 
@@ -56,12 +60,13 @@ def combination_agrees(
         matrix: the columns, ``(m, k)``.
         product: of all of them, ``(n, k)``.
         likes: as for `Witness.agrees`.
+        slack: likewise.
     """
     U, X = _wide(matrix), _wide(product)
     weights = random_matrix(matrix.shape[1], 1, like=U)
     expected = _wide(multiply((U @ weights).to(matrix.dtype)))
     norms = norms_of(X, 1)[:, None]
-    rtol, atol = tolerance([matrix, *likes]), rounding(likes) * magnitude(U)
+    rtol, atol = tolerance([matrix, *likes]), (rounding(likes) + slack) * magnitude(U)
     return agree(X @ weights, expected, norms, rtol, atol)
 
 
