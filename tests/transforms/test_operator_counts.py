@@ -116,6 +116,10 @@ def test_a_check_that_tells_nothing_is_made_again(spy: Spy, zeros: int) -> None:
 def test_products_with_a_hessian(spy: Spy) -> None:
     op = torchjac.hessian_operator(spy.watch(scalar))(X)
     assert spy.since() == (1, 1), "the gradient"
+    op @ X
+    assert spy.since() == (5, 5 + 1 + 1), (
+        "a difference of gradients, and the product held against it"
+    )
     for _ in range(2):
         op @ X
         assert spy.since() == (0, 1)
@@ -278,6 +282,59 @@ def test_a_second_backward_that_is_wrong_is_noticed_whatever_is_multiplied_first
     with pytest.warns(DerivativeMismatchWarning, match="a backward pass over the backward pass"):
         op @ torch.tensor([1.0, 0.0]).double()
     torch.testing.assert_close(op @ X, torch.stack([X[0], 2 * X[1] ** 2]))
+
+
+class ByNumPy(Hidden):
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        slope = 2 * ctx.saved_tensors[0].detach().numpy()
+        return cotangent * torch.from_numpy(slope)
+
+
+@pytest.mark.parametrize("square", [Hidden, Once, ByNumPy])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_gradient_that_hides_from_autograd_is_noticed(
+    square: Any, transposed: bool, outputs: int
+) -> None:
+    def func(x: Tensor) -> Tensor:
+        return square.apply(x).sum() * torch.arange(1.0, outputs + 1).to(x).squeeze()
+
+    op = torchjac.hessian_operator(func)(X)
+    op = op.T if transposed else op
+    v = torch.ones(op.shape[1]).double()
+    with pytest.warns(DerivativeMismatchWarning, match="disagrees with a difference of gradients"):
+        op @ v
+    op @ v  # said once
+    torchjac.hessian_operator(func)(X) @ X
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_right_gradients_stand_the_difference(dtype: torch.dtype) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2))
+    module, x = module.to(dtype), torch.randn(5, 3, dtype=dtype)
+    for argnums, chosen in ((0, x), ("params", dict(module.named_parameters()))):
+        op = torchjac.hessian_operator(module, argnums)(10 * x)
+        for side in (op, op.T):
+            side @ torch.ones(side.shape[1], dtype=dtype)
+        assert op.shape[1] == sum(
+            leaf.numel() for leaf in (chosen.values() if chosen is not x else [x])
+        )
+    weight = module[0].weight.detach()
+    torchjac.hessian_operator(lambda w, x: (x @ w.T).logsumexp(1).sum(), (0, 1))(weight, x).trace()
+
+
+def test_the_difference_is_made_from_the_state_that_the_gradient_was() -> None:
+    """A spectral norm takes a step of its power iteration at every evaluation."""
+    linear = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(3, 4)).double()
+    for buffer in linear.buffers():
+        buffer.copy_(torch.nn.functional.normalize(torch.randn_like(buffer), dim=0))
+    state = {name: buffer.clone() for name, buffer in linear.named_buffers()}
+    op = torchjac.hessian_operator(lambda x: linear(x).tanh().sum())(torch.ones(3).double())
+    after = {name: buffer.clone() for name, buffer in linear.named_buffers()}
+    op @ torch.ones(3).double()
+    assert all(torch.equal(buffer, after[name]) for name, buffer in linear.named_buffers())
+    assert not all(torch.equal(buffer, state[name]) for name, buffer in linear.named_buffers())
 
 
 def test_no_way_at_all() -> None:

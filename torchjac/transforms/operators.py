@@ -90,6 +90,7 @@ def hessian_operator(
     and one backward pass, for the gradient, and ``op @ v`` is one backward pass over the graph of the
     gradient; where PyTorch cannot make that, one forward pass over the gradient, which evaluates ``func``
     once. For m outputs it is the Jacobian of the m gradients, ``(m·n, n)``, made with m backward passes.
+    At the first product of a signature a difference of gradients is compared as well, 5 evaluations.
 
     Args:
         func: as for `torchjac.hessian`; usually with one output.
@@ -144,10 +145,10 @@ def maker(
 
 
 def _made(call: Call, order: int) -> LinearOperator:
-    return _MAKE[order](call, out_of_inference(call.primals), _found_before(call))
+    return _MAKE[order](call, out_of_inference(call.primals), _found_before(call, order))
 
 
-def _found_before(call: Call) -> Findings:
+def _found_before(call: Call, order: int) -> Findings:
     """What operators of such calls have found out; within a transform or a trace, nothing of their own."""
     if torch._C._len_torch_dispatch_stack():
         return Findings()
@@ -155,7 +156,10 @@ def _found_before(call: Call) -> Findings:
     key = call.signature()
     if inside_transform():
         return Findings()
-    return findings_of(key)
+    findings = findings_of(key)
+    if order == 2 and not findings.checked:
+        call.keep_state()  # gradients will be made anew, to be compared
+    return findings
 
 
 def _jacobian(call: Call, primals: Sequence[Tensor], findings: Findings) -> LinearOperator:

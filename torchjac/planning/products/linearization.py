@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchjac.errors import UnsupportedError
+from torchjac.errors import DerivativeMismatchWarning, UnsupportedError
 from torchjac.evaluation.cancellation import rounding_of_terms
 from torchjac.evaluation.engines import Engine, FlatFunction, Graph, Push, linearize
 from torchjac.evaluation.evaluator import run
+from torchjac.evaluation.gradients import Gradients
 from torchjac.evaluation.graphs import describe
 from torchjac.evaluation.probes import are_alike
 from torchjac.evaluation.surroundings import (
@@ -28,9 +29,11 @@ from torchjac.evaluation.transposed import transposed
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
+from torchjac.planning.fallback import warn_user
 from torchjac.planning.memory import Findings
+from torchjac.planning.products.gradient_differences import GradientDifferences
 from torchjac.planning.products.product_checks import Witness, combination_agrees, random_matrix
-from torchjac.planning.products.routes import Agrees, Memory, Route, Rung
+from torchjac.planning.products.routes import Agrees, Memory, Route, Rung, is_telling
 
 __all__ = ["Linearization"]
 
@@ -132,7 +135,39 @@ class Linearization:
             agrees if comparable else None,
             self._memory,
         )
+        if comparable and isinstance(self._function, Gradients):
+            self._compare_with_differences(self._function, route, source)
         return route.multiply(matrix)
+
+    def _compare_with_differences(self, gradients: Gradients, route: Route, source: Space) -> None:
+        """Hold a Hessian against a difference of gradients, once, whichever side is asked for first.
+
+        The other ways are held against plain backward passes; this is what finds fault with those.
+        """
+        check = "a difference of gradients"
+        if self._draw is None or not self._memory.wants(check):
+            return
+        values = self.engine.carried[: gradients.num_values]
+        differences = GradientDifferences(gradients, self._primals, values)
+        pulled = source is self.outputs
+        seeds = differences.cotangents if pulled else differences.tangents
+        with torch.no_grad():
+            # (*leaf), leaf by leaf -> (size, 1) -> its product (size, 1) -> (*leaf), leaf by leaf
+            product = route.multiply(source.join([seed[None] for seed in seeds]).T)
+            target = self.inputs if pulled else self.outputs
+            leaves = [stack[0] for stack in target.split(product.T)]
+            change = leaves if pulled else differences.contracted(leaves)
+            agrees = self._agrees_within(functools.partial(differences.agree, change, self._draw))
+        self._memory.settle(check, telling=is_telling(product) or not agrees)
+        if not agrees:
+            warn_user(
+                f"{self._name}: a product with the Hessian disagrees with {check}. It stands, for plain "
+                f"backward passes say so: either the function holds a derivative back on purpose (detach, "
+                f"no_grad, a straight-through rule), or a double backward is wrong, such as that of a custom "
+                f"autograd.Function whose backward hides what it does. torchjac.testing.check_hessian "
+                f"shows where.",
+                DerivativeMismatchWarning,
+            )
 
     def chunk_size(self, columns: int) -> int:
         """How many of so many columns go into one pass."""
