@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import torchjac
 from torchjac.errors import DerivativeMismatchWarning, TorchjacFallbackWarning, UnsupportedError
@@ -335,6 +336,29 @@ def test_the_difference_is_made_from_the_state_that_the_gradient_was() -> None:
     op @ torch.ones(3).double()
     assert all(torch.equal(buffer, after[name]) for name, buffer in linear.named_buffers())
     assert not all(torch.equal(buffer, state[name]) for name, buffer in linear.named_buffers())
+
+
+def test_a_gradient_that_pytorch_refuses() -> None:
+    module = torch.nn.Linear(2, 2).double()
+
+    def func(x: Tensor) -> Tensor:
+        return checkpoint(module, x, use_reentrant=True).square().sum()
+
+    message = r"hessian_operator: PyTorch cannot differentiate this function \(.*use_reentrant"
+    with (
+        pytest.warns(UserWarning, match="requires_grad"),
+        pytest.raises(UnsupportedError, match=message),
+    ):
+        torchjac.hessian_operator(func)(X)
+
+
+@pytest.mark.parametrize("transform", [torchjac.jac_operator, torchjac.hessian_operator])
+def test_what_the_function_itself_raises_comes_out_as_it_is(transform: Any) -> None:
+    def func(x: Tensor) -> Tensor:
+        raise RuntimeError("of the function's own")
+
+    with pytest.raises(RuntimeError, match="of the function's own"):
+        transform(func)(X)
 
 
 def test_no_way_at_all() -> None:

@@ -25,13 +25,13 @@ class Gradients:
     """
 
     def __init__(self, function: FlatFunction) -> None:
-        self._function = function
+        self.function = function
         self.captures_primals = getattr(function, "captures_primals", False)
         self.num_values = 0
         """How many of the carried tensors are outputs of the function; known once evaluated."""
 
     def __call__(self, primals: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        engine = linearize(self._function, primals, "reverse")
+        engine = linearize(self.function, primals, "reverse")
         seeds = IdentitySeeds(Layout(engine.values))
         rows: list[list[Tensor]] = []
         for row in range(seeds.total):

@@ -109,6 +109,7 @@ def hessian_operator(
         As for `torchjac.jac_operator`.
 
     Raises:
+        UnsupportedError: PyTorch cannot make the gradient.
         TorchjacError: as for `torchjac.jac_operator`.
 
     Example:

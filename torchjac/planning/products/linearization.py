@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchjac.errors import DerivativeMismatchWarning, UnsupportedError
+from torchjac.errors import DerivativeMismatchWarning, TorchjacError, UnsupportedError
 from torchjac.evaluation.cancellation import rounding_of_terms
 from torchjac.evaluation.engines import Engine, FlatFunction, Graph, Push, linearize
 from torchjac.evaluation.evaluator import run
@@ -29,7 +29,8 @@ from torchjac.evaluation.transposed import transposed
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
-from torchjac.planning.fallback import warn_user
+from torchjac.planning.fallback import is_refusal, reason_of, warn_user
+from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Findings
 from torchjac.planning.products.gradient_differences import GradientDifferences
 from torchjac.planning.products.product_checks import Witness, combination_agrees, random_matrix
@@ -71,12 +72,29 @@ class Linearization:
     ) -> None:
         self._name, self._function, self._primals = name, function, primals
         self._draw = None if compiling() else Draw(primals)
-        self.engine = linearize(function, primals, "reverse")
+        self.engine = self._evaluated()
         self.inputs, self.outputs = Space(primals), Space(self.engine.values)
         self._across: Engine | None = None
         self._witness: Witness | None = None
         self._largest: int | None = None
         self._memory = Memory(findings, set())
+
+    def _evaluated(self) -> Engine:
+        """The one evaluation; where the gradients of a function are refused, that is said as by `solve`."""
+        try:
+            return linearize(self._function, self._primals, "reverse")
+        except TorchjacError:
+            raise
+        except Exception as error:
+            if self._draw is None or not is_refusal(error):
+                raise
+            with self._draw.aside():  # if it raises there too, the exception is the function's own
+                plain = getattr(self._function, "function", self._function)
+                evaluate_plainly(lambda primals: plain(primals)[0], self._primals)
+            raise UnsupportedError(
+                f"{self._name}: PyTorch cannot differentiate this function ({reason_of(error)}). The "
+                f"function itself runs: replace the op that is named."
+            ) from error
 
     @property
     def keeps_graph(self) -> bool:
