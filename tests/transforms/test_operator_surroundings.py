@@ -222,6 +222,26 @@ def test_products_with_an_operator_from_outside_break_the_graph() -> None:
             torch.compile(func, backend="eager", fullgraph=True)(X)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("_compiler_that_knows_torch_func")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_products_that_break_the_graph_right_after_the_operator_is_made(backend: str) -> None:
+    """The compiler gives the function up, and goes on to those that it calls."""
+
+    def pulled(x: Tensor) -> Tensor:
+        return torchjac.jac_operator(curve)(x).T @ curve(x)
+
+    def pushed(x: Tensor) -> Tensor:
+        return torchjac.jac_operator(curve)(x) @ x
+
+    def by_hessian(x: Tensor) -> Tensor:
+        return torchjac.hessian_operator(scalar)(x) @ x
+
+    for func in (pulled, pushed, by_hessian):
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(func, backend=backend)(X), func(X))
+
+
 def test_products_with_an_operator_from_outside_are_refused_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["compiling", "uncompiled"]
+__all__ = ["compiling", "eagerly", "uncompiled"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def _never() -> bool:
@@ -65,3 +68,13 @@ def uncompiled(needed: bool = True) -> contextlib.AbstractContextManager[object]
     if not needed or compiling() or not hasattr(sys.modules.get(_FRAMES), "_stance"):
         return _unchanged
     return _stance
+
+
+def eagerly(function: Function) -> Function:
+    """The same function for a torch.compile that has broken its graph: it does not trace the inside of it."""
+    return _disabled(function) if "torch._dynamo" in sys.modules else function
+
+
+@functools.cache
+def _disabled(function: Any) -> Any:
+    return torch._dynamo.disable(function)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchjac.evaluation.gradients import Gradients
 from torchjac.evaluation.surroundings import compiling, inside_transform, out_of_inference
+from torchjac.foundations.compiler import eagerly
 from torchjac.foundations.spaces import Trees
 from torchjac.planning.memory import Findings, findings_of
 from torchjac.planning.products.linearization import Linearization
@@ -140,7 +141,7 @@ def maker(
             with torch.inference_mode(False), torch.no_grad():
                 outside: LinearOperator = operator(*args, **kwargs)
                 return outside
-        return _made(call, order)
+        return eagerly(_made)(call, order)
 
     return operator
 

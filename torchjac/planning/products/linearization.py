@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +25,7 @@ from torchjac.evaluation.surroundings import (
     without_transforms,
 )
 from torchjac.evaluation.transposed import transposed
+from torchjac.foundations.compiler import eagerly
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
@@ -135,8 +135,8 @@ class Linearization:
                 f"{self._name}: the operator was made outside of the function that torch.compile traces, and "
                 f"its graph cannot be traced. Make it inside, or multiply outside."
             )
-        if isinstance(self.engine, Graph) and "torch._dynamo" in sys.modules:
-            return _untraced()(self, side, rungs, agrees, matrix)
+        if isinstance(self.engine, Graph):
+            return eagerly(Linearization._multiplied)(self, side, rungs, agrees, matrix)
         return self._multiplied(side, rungs, agrees, matrix)
 
     def _multiplied(
@@ -278,13 +278,6 @@ def _product(
     # (size, k) -> seeds (k, size) -> products (k, *shape), leaf by leaf -> (size, k)
     (products,) = run(engine, FlatSeeds(source, matrix.T), chunk_size)
     return target.join(products).T
-
-
-@functools.cache
-def _untraced() -> Callable[..., Tensor]:
-    """Products that torch.compile, having broken its graph at one, does not trace the inside of."""
-    multiply: Callable[..., Tensor] = torch._dynamo.disable(Linearization._multiplied)
-    return multiply
 
 
 def _have_values_outside(tensors: Sequence[Tensor]) -> bool:
