@@ -279,6 +279,43 @@ def test_a_vector_that_does_not_fit(v: Any, kind: type[Exception], message: str)
         op @ v
 
 
+def test_products_from_the_left() -> None:
+    x = torch.randn(4, dtype=torch.float64)
+    op = torchjac.jac_operator(lambda x: x.diff() * x.sum())(x)
+    J = op.to_dense()
+    u, U = torch.randn(3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    assert_same(u @ op, u @ J)
+    assert_same(U @ op, U @ J)
+    assert_same(x @ op.T, J @ x)
+    assert_same(torch.func.vmap(lambda u: u @ op)(U), U @ J)
+    hessian = torchjac.hessian_operator(lambda x: x.prod())(x)
+    assert_same(x @ hessian, hessian @ x)
+
+
+@pytest.mark.parametrize(
+    ("u", "kind", "got"),
+    [
+        (torch.ones(4), ArgumentError, r"shape \(4,\)"),
+        (torch.ones(3, 1), ArgumentError, r"shape \(3, 1\)"),
+        (torch.ones(()), ArgumentError, r"shape \(\)"),
+        (torch.ones(3).double(), ArgumentTypeError, "torch.float64 on cpu"),
+        ([1.0, 2.0], ArgumentTypeError, "a list"),
+    ],
+)
+def test_a_vector_that_does_not_fit_from_the_left(u: Any, kind: type[Exception], got: str) -> None:
+    op = torchjac.jac_operator(torch.diff)(torch.randn(4))
+    message = rf"jac_operator: u @ operator: got {got}; expected a tensor \(3,\) or \(k, 3\)"
+    with pytest.raises(kind, match=message):
+        u @ op
+
+
+def test_operators_have_one_name() -> None:
+    op = torchjac.jac_operator(torch.diff)(torch.randn(4))
+    for operator in (op, op.T, torchjac.hessian_operator(torch.sum)(torch.randn(4))):
+        with pytest.raises(TypeError, match="'LinearOperator'"):
+            2 * operator  # type: ignore[operator]
+
+
 def test_the_transpose_says_that_it_is_one() -> None:
     op = torchjac.jac_operator(torch.diff)(torch.randn(4))
     with pytest.raises(ArgumentError, match=r"jac_operator\.T: .* the operator being 4×3"):

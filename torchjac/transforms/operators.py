@@ -37,7 +37,7 @@ def jac_operator(func: Callable[..., Any], argnums: Argnums = 0) -> Callable[...
     | call                          | passes                                                |
     |-------------------------------|-------------------------------------------------------|
     | making it                     | none; one evaluation                                  |
-    | ``op.T @ u``                  | 1, of u ``(m,)``; k of ``(m, k)``, vmapped into one   |
+    | ``op.T @ u``, ``u @ op``      | 1, of u ``(m,)``; k of ``(m, k)``, vmapped into one   |
     | ``op @ v``                    | likewise; 1 more at the first                         |
     | ``to_dense()``                | m, or n if that is less than half                     |
     | ``diagonal()``, ``trace()``   | n                                                     |

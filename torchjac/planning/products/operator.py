@@ -41,6 +41,10 @@ class LinearOperator(ABC):
     value: Any
     """What func returned, from the one evaluation."""
 
+    def __init_subclass__(cls) -> None:
+        # Python puts it into messages of its own; users know one name.
+        cls.__name__ = cls.__qualname__ = LinearOperator.__name__
+
     def __init__(
         self, name: str, point: Linearization, domain: Trees, codomain: Trees, value: Any
     ) -> None:
@@ -85,9 +89,17 @@ class LinearOperator(ABC):
         """The product with a flat vector ``(n,)``, or with the columns of a matrix ``(n, k)``."""
         return self._times(v)
 
+    def __rmatmul__(self, u: Tensor) -> Tensor:
+        """uᵀ·J with a flat vector ``(m,)``, or with the rows of a matrix ``(k, m)``; that is ``op.T @ u``."""
+        m = self.shape[0]
+        self._check(u, "u @ operator", f"({m},) or (k, {m})", -1, m)
+        # (k, m) -> (m, k), and (n, k) -> (k, n)
+        return self.T._times(u) if u.dim() == 1 else self.T._times(u.T).T
+
     def _times(self, v: Tensor) -> Tensor:
         # A method, because torch.compile does not look into the operator @ of an object.
-        self._check(v)
+        n = self.shape[1]
+        self._check(v, "operator @ v", f"({n},) or ({n}, k)", 0, n)
         if not compiling() and torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self._times(v.clone())
@@ -118,13 +130,11 @@ class LinearOperator(ABC):
     def _converted(self, matrix: Tensor) -> Tensor:
         return self._multiply(matrix).to(self.device, self.dtype)
 
-    def _check(self, v: object) -> None:
+    def _check(self, v: object, product: str, shapes: str, dim: int, size: int) -> None:
+        """Refuse what does not fit into ``product``: of ``shapes``, with ``size`` elements along ``dim``."""
         m, n = self.shape
-        where = f"{self._name}: operator @ v"
-        expected = (
-            f"expected a tensor ({n},) or ({n}, k) of {self.dtype} on {self.device}, the operator being "
-            f"{m}×{n}"
-        )
+        where = f"{self._name}: {product}"
+        expected = f"expected a tensor {shapes} of {self.dtype} on {self.device}, the operator being {m}×{n}"
         if not isinstance(v, Tensor):
             raise ArgumentTypeError(
                 f"{where}: got a {type(v).__name__}; {expected}. matvec takes trees, to_scipy() arrays."
@@ -137,7 +147,7 @@ class LinearOperator(ABC):
             raise ArgumentTypeError(
                 f"{where}: got a sparse or nested tensor; {expected}. Convert it with v.to_dense()."
             )
-        if v.dim() not in (1, 2) or v.shape[0] != n:
+        if v.dim() not in (1, 2) or v.shape[dim] != size:
             raise ArgumentError(f"{where}: got shape {tuple(v.shape)}; {expected}.")
 
     # The matrix, or what is made of it.
