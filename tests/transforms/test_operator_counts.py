@@ -246,6 +246,15 @@ def test_a_second_backward_that_is_silently_wrong_is_noticed(square: Any) -> Non
     torch.testing.assert_close(op @ torch.eye(2).double(), torch.diag(2 * X))
 
 
+def test_warnings_point_at_the_line_of_the_product() -> None:
+    """Also where a compiler is loaded, which stands between them."""
+    pytest.importorskip("torch._dynamo")
+    op = torchjac.jac_operator(Hidden.apply)(X)
+    with pytest.warns(DerivativeMismatchWarning) as caught:
+        op @ X
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_a_wrong_batching_rule_is_noticed() -> None:
     """PyTorch's own, of ``cdist``; where it is right one day, nothing is said."""
     x = torch.randn(4, 3, dtype=torch.float64)

@@ -32,12 +32,14 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 # What calls the ``backward`` of a custom autograd.Function in a pass of plain autograd.
 _APPLY = torch.autograd.function.BackwardCFunction.apply.__code__
+# What torch.compile wraps around functions of ours that it is not to look into.
+_WRAPPER = os.path.join(_TORCH, "_dynamo", "eval_frame.py")
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's that called torchjac, however deep the call is here."""
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((_PACKAGE, _WRAPPER)):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level + 1)
 
