@@ -25,7 +25,7 @@ def planned(x: Tensor) -> Tensor:
         lambda: torch.func.vmap(planned)(X[None]),
         lambda: torch.func.grad(lambda x: planned(x).sum())(X),
         lambda: torch.func.jvp(planned, (X,), (X,)),
-        lambda: torchjac.jac(planned)(X),
+        lambda: torchjac.jac(planned, mode="forward")(X),
     ],
     ids=["vmap", "grad", "jvp", "jac"],
 )

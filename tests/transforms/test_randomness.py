@@ -65,7 +65,7 @@ def test_a_generator_that_cannot_be_set_back_mixes_no_chunks() -> None:
     generator = torch.Generator()
 
     def func(x: Tensor) -> Tensor:
-        return x.sum() * torch.rand(5, generator=generator, dtype=torch.float64)
+        return x.sum() * torch.rand(200, generator=generator, dtype=torch.float64)
 
     with pytest.raises(torchjac.errors.UnsupportedError, match="other values"):
         torchjac.jac(func, mode="forward", chunk_size=1)(torch.ones(3).double())
