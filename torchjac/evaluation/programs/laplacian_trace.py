@@ -66,8 +66,10 @@ def trace_laplacian(
     # What PyTorch detaches to save it for a backward pass is dead code by now; what is left was meant.
     held_back = any(node.target is aten.detach.default for node in nodes.nodes)
     is_plain = not (custom or watch.without_grad or held_back)
-    captured = list(captured_tensors(graph).values())
     run = ForwardLaplacian(graph, n, is_plain=is_plain)
+    # One for every node, for several may stand for one tensor.
+    held = captured_tensors(graph)
+    captured = [held[str(node.target)] for node in run.captured]
     # A graph knows the module that it belongs to, and that holds the tensors.
     nodes.owning_module = None
     return run, captured
