@@ -144,6 +144,15 @@ def test_empty_and_scalar_inputs() -> None:
     torch.testing.assert_close(torchjac.hessian_diag(torch.sin)(x), -x.sin())
 
 
+@pytest.mark.filterwarnings("error::torchjac.errors.TorchjacFallbackWarning")
+@pytest.mark.parametrize("chunk", ["auto", 1])
+def test_the_best_way_takes_a_single_number(chunk: Any) -> None:
+    x = torch.tensor(0.3).double()
+    for transform in (torchjac.hessian_diag, torchjac.laplacian):
+        torch.testing.assert_close(transform(lambda x: x**3, chunk_size=chunk)(x), 6 * x)
+    torch.testing.assert_close(torchjac.jac_diag(lambda x: x**3, chunk_size=chunk)(x), 3 * x**2)
+
+
 def test_trees_parameters_and_other_arguments() -> None:
     args = ({"a": point(2), "b": (point(3),)}, torch.tensor(2.0).double())
 

@@ -273,5 +273,5 @@ def _at_element(stack: Tensor, shape: torch.Size, element: int) -> Tensor:
     # (m,) -> (*out, 1, ..., 1)
     unit = torch.zeros(shape.numel(), dtype=stack.dtype, device=stack.device)
     unit[element] = 1
-    unit = unit.reshape(*shape, *[1] * (stack.dim() - 1))
+    unit = unit.reshape((*shape, *[1] * (stack.dim() - 1)))
     return stack.reshape(len(stack), *[1] * len(shape), *stack.shape[1:]) * unit
