@@ -87,6 +87,14 @@ def test_derivatives_of_contractions() -> None:
 
 
 @pytest.mark.skipif(OLD_COMPILER, reason="the compiler of torch 2.4 fails on them")
+@pytest.mark.parametrize("transform", [torchjac.laplacian, torchjac.hessian_diag])
+def test_compiled_around_a_vmap(transform: Any) -> None:
+    batched, xs = vmap(transform(lambda x: (x**3).sum())), point(4, 3)
+    compiled = torch.compile(batched, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(xs), batched(xs))
+
+
+@pytest.mark.skipif(OLD_COMPILER, reason="the compiler of torch 2.4 fails on them")
 @pytest.mark.slow
 def test_compiled() -> None:
     net, x = model(), point(5)

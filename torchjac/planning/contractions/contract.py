@@ -308,8 +308,9 @@ def _traced(asked: Contraction) -> tuple[Estimate, Any]:
     signs = _signs(asked, layout)
     values = problem.function(problem.primals)[0]
     asked.validate(values)
-    way = Way("forward", problem.chunk_size != 1, "reverse" if problem.order == 2 else None)
-    record = Remembered((), 0, (way,), outcome=problem.outcome())
+    ways = _ways(asked, sum(value.numel() for value in values))
+    way = next(way for way in ways if not isinstance(way, ForwardLaplacian))
+    record = Remembered((), 0, ways, outcome=problem.outcome())
     record.shapes = [value.shape for value in values]
     if problem.chunk_size == "auto":
         problem.chunk_size = None
