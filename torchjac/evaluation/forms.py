@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.batching import vectorised
-from torchjac.evaluation.engines import Engine
+from torchjac.evaluation.engines import Direction, Engine, linearize
 from torchjac.evaluation.evaluator import refuse_other_values
+from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.forward_laplacian import ForwardLaplacian
 from torchjac.evaluation.progress import metered
 from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
@@ -84,17 +85,25 @@ class JacobianForm(ProductForm):
 
 
 class HessianForm(ProductForm):
-    """Of the Hessian of every output: the engine is that of the inner Jacobian.
+    """Of the Hessian of every output.
 
     Args:
-        engine: of the Jacobian, whose outputs are ``J[output][input]``, outputs outermost.
-        shapes: of the outputs of the function itself.
+        gradient: the inner Jacobian, whose outputs are ``J[output][input]``, outputs outermost.
+        primals: where.
+        direction: of the outer derivative.
         kind: a diagonal is that of a single output.
     """
 
-    def __init__(self, engine: Engine, shapes: Sequence[torch.Size], kind: Kind) -> None:
-        self.engine, self.tensors = engine, engine.primals
-        self._shapes, self.kind = shapes, kind
+    def __init__(
+        self, gradient: Jacobian, primals: Sequence[Tensor], direction: Direction, kind: Kind
+    ) -> None:
+        self.engine, self.kind = linearize(gradient, primals, direction), kind
+        self.tensors, self._gradient = self.engine.primals, gradient
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """Those of the function itself; a forward engine has them after its first pass."""
+        return self.engine.carried[: self._gradient.num_values]
 
     def multiplied(self, chunk: Chunk, size: int) -> list[Tensor | None]:
         if self.engine.direction == "reverse":
@@ -102,22 +111,26 @@ class HessianForm(ProductForm):
         return _products(self.engine, chunk, size)
 
     def each(self, chunk: Chunk, size: int) -> list[Tensor]:
-        if len(self._shapes) == 1 and self._shapes[0].numel() == 1:
-            (shape,) = self._shapes
-            parts = super().each(chunk, size)
+        found: list[Tensor | None] = []
+        if self.engine.direction == "forward":
+            found = self.multiplied(chunk, size)
+        if len(self.outputs) == 1 and self.outputs[0].numel() == 1:
+            found, primals = found or self.multiplied(chunk, size), self.engine.primals
+            parts = _paired(chunk, found, primals, size, self.kind)
+            shape = self.outputs[0].shape
             return parts if self.kind == "diagonal" else [parts[0].reshape(size, *shape)]
-        if self.engine.direction == "reverse":
-            return [self._by_elements(chunk, size, o) for o in range(len(self._shapes))]
-        found, n = _products(self.engine, chunk, size), len(self.engine.primals)
+        if not found:
+            return [self._by_elements(chunk, size, o) for o in range(len(self.outputs))]
+        n = len(self.engine.primals)
         return [
             self._by_rows(chunk, found[o * n : o * n + n], size, o)
-            for o in range(len(self._shapes))
+            for o in range(len(self.outputs))
         ]
 
     def _by_rows(
         self, chunk: Chunk, found: Sequence[Tensor | None], size: int, output: int
     ) -> Tensor:
-        shape = self._shapes[output]
+        shape = self.outputs[output].shape
         total = self.engine.primals[0].detach().new_zeros(size, *shape)
         for leaf, product in enumerate(found):
             if product is not None and leaf in chunk:
@@ -129,7 +142,7 @@ class HessianForm(ProductForm):
 
     def _by_elements(self, chunk: Chunk, size: int, output: int) -> Tensor:
         """In reverse mode every output element takes passes of its own."""
-        shape, primals = self._shapes[output], self.engine.primals
+        shape, primals = self.outputs[output].shape, self.engine.primals
         rows: list[Tensor] = []
         for element in range(shape.numel()):
             found = self._pulled(chunk, size, output, element)
@@ -139,7 +152,7 @@ class HessianForm(ProductForm):
         return stacked.reshape(size, *shape)
 
     def _pulled(self, chunk: Chunk, size: int, output: int, element: int) -> list[Tensor | None]:
-        n, shape = len(self.engine.primals), self._shapes[output]
+        n, shape = len(self.engine.primals), self.outputs[output].shape
         seeds = {
             output * n + leaf: _at_element(stack, shape, element) for leaf, stack in chunk.items()
         }

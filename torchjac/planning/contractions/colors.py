@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Hashable, Sequence
 
+import torch
 from torch import Tensor
 
 from torchjac.evaluation.surroundings import is_out_of_memory
 from torchjac.planning.captured.traces import Reached
 from torchjac.planning.compressed import Compression
 from torchjac.planning.problem import Problem
-from torchjac.planning.sparsity import find_pattern, still_holds
+from torchjac.planning.sparsity import find_pattern
+from torchjac.structure.pattern import SparsityPattern
 
 __all__ = ["Colors", "find_colors"]
 
@@ -24,6 +26,8 @@ class Colors:
     """A colour for every input; those of one colour share a seed."""
 
     colors: Tensor
+    witnesses: Tensor
+    """The same for a comparison, where every input has a seed: it may have an entry by now."""
     compression: Compression
     """The pattern, which knows the constants that it was found with."""
     description: Hashable
@@ -31,11 +35,11 @@ class Colors:
     checked: bool = False
     """Whether a result has been compared with one from other seeds."""
 
-    def is_settled(self, reached: Reached, primals: Sequence[Tensor]) -> bool:
+    def is_settled(self, reached: Reached) -> bool:
         """Whether what was right once is right for a function that reaches so much."""
-        if self.description is None or reached.describe() != self.description:
+        if self.description is None or self.compression.relies_on_constants:
             return False
-        return still_holds(self.compression, primals)
+        return reached.describe() == self.description
 
 
 def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Colors | None:
@@ -54,7 +58,11 @@ def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Co
         # It loads SciPy's neighbours, which most users of other transforms do not need.
         from torchjac.structure.conflicts import color_diagonal, color_together
 
-        colors = color_together(pattern) if together else color_diagonal(pattern)
+        colors = witnesses = color_together(pattern) if together else color_diagonal(pattern)
+        if bool((colors < 0).any()):
+            # Inputs that nothing depends on have nothing in common; those of a diagonal that is zero have.
+            alone = torch.where(colors < 0, colors.max() + 1, colors)
+            witnesses = alone if together else color_diagonal(_with_diagonal(pattern))
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -62,4 +70,9 @@ def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Co
     if int(colors.max()) + 1 >= n:
         return None
     compression = Compression(pattern, constants, symmetric=False, name=problem.name)
-    return Colors(colors, compression, reached.describe())
+    return Colors(colors, witnesses, compression, reached.describe())
+
+
+def _with_diagonal(pattern: SparsityPattern) -> SparsityPattern:
+    places = torch.arange(pattern.shape[1], device="cpu")
+    return pattern | SparsityPattern(places, places, pattern.shape)

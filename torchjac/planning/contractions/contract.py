@@ -101,7 +101,6 @@ def _first_look(asked: Contraction, draw: Draw) -> Remembered:
         counts, largest, _ = look(evaluate, problem.primals)
     asked.validate(values)
     record = Remembered(counts, largest, _ways(asked, sum(counts)), outcome=problem.outcome())
-    record.shapes = [value.shape for value in values]
     record.samples = samples_of_vmap()
     if asked.method == "exact":
         with draw.aside():
@@ -213,8 +212,7 @@ def _form(asked: Contraction, way: Way, record: Remembered) -> Form:
     if problem.order == 1:
         return JacobianForm(linearize(problem.function, problem.primals, way.direction), asked.kind)
     gradient = Jacobian(problem.function, "reverse", vectorise=way.vectorised)
-    engine = linearize(gradient, problem.primals, way.direction)
-    return HessianForm(engine, record.shapes, asked.kind)
+    return HessianForm(gradient, problem.primals, way.direction, asked.kind)
 
 
 def _trace(asked: Contraction, record: Remembered) -> KeptTrace:
@@ -268,10 +266,9 @@ def _with_right_colors(
     if colors.checked and colors.is_settled(asked.reached, asked.primals):
         return result
     colors.checked = True
-    size = _chunk_size(asked, way, record, int(colors.colors.max()) + 1)
+    size = _chunk_size(asked, way, record, int(colors.witnesses.max()) + 1)
     with draw.aside(), exclusively(way.direction == "forward"):
-        form = _form(asked, way, record)
-        if colors_agree(form, colors.colors, layout, size, result.leaves):
+        if colors_agree(asked, way, colors.witnesses, size, result.leaves):
             return result
     record.colors = None
     draw.again()
@@ -311,7 +308,6 @@ def _traced(asked: Contraction) -> tuple[Estimate, Any]:
     ways = _ways(asked, sum(value.numel() for value in values))
     way = next(way for way in ways if not isinstance(way, ForwardLaplacian))
     record = Remembered((), 0, ways, outcome=problem.outcome())
-    record.shapes = [value.shape for value in values]
     if problem.chunk_size == "auto":
         problem.chunk_size = None
     return _run(asked, way, record, layout, signs), record.outcome

@@ -79,8 +79,6 @@ class Remembered(Record):
 
     outcome: Any = None
     """How the outputs go back into trees."""
-    shapes: Sequence[torch.Size] = ()
-    """Of the outputs."""
     samples: int = 1
     """Of the vmaps around the first call, for which `largest` is."""
     colors: Colors | None = None

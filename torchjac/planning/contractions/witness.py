@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.engines import FlatFunction, linearize
-from torchjac.evaluation.forms import Form, HessianForm, JacobianForm, contracted
+from torchjac.evaluation.engines import Direction, FlatFunction, linearize
+from torchjac.evaluation.forms import Form, HessianForm, JacobianForm, ProductForm, contracted
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.probes import rounding, tolerance
-from torchjac.evaluation.surroundings import Draw
+from torchjac.evaluation.surroundings import Draw, is_out_of_memory
 from torchjac.foundations.groups import GroupSeeds, ProbeSeeds
 from torchjac.foundations.layout import Layout
 from torchjac.planning.contractions.contraction import Contraction
+from torchjac.planning.ways import Way
 
 __all__ = ["colors_agree", "way_agrees"]
 
@@ -68,37 +69,59 @@ def way_agrees(
 
 def _trusted(asked: Contraction, seeds: ProbeSeeds) -> tuple[list[Tensor], float, float]:
     """The sum of v ∗ A·v by plain backward passes; what that may be off by, absolutely and relatively."""
+    form = _diagonal(asked, "reverse", vectorise=False)
+    engine = form.engine
+    outputs = [*engine.values, *(engine.carried if asked.problem.order == 2 else ())]
+    found = [part.detach() for part in contracted(form, seeds, 1)]
+    return found, rounding(outputs), tolerance([*engine.primals, *outputs])
+
+
+def _diagonal(asked: Contraction, direction: Direction, *, vectorise: bool) -> ProductForm:
+    """The diagonal of the Jacobian, or of the Hessian of the one output or of the sum of all."""
     function = asked.function
     own = getattr(function, "captures_primals", False)
     primals = asked.primals if own else [primal.detach() for primal in asked.primals]
-    form: JacobianForm | HessianForm
     if asked.problem.order == 1:
-        form = JacobianForm(linearize(function, primals, "reverse"), "diagonal")
-        outputs = list(form.engine.values)
-    else:
-        scalar = function if asked.kind == "diagonal" else _Projected(function)
-        gradient = Jacobian(scalar, "reverse", vectorise=False)
-        engine = linearize(gradient, primals, "reverse")
-        form = HessianForm(engine, [torch.Size()], "diagonal")
-        outputs = [*engine.values, *engine.carried]
-    found = [part.detach() for part in contracted(form, seeds, 1)]
-    return found, rounding(outputs), tolerance([*primals, *outputs])
+        return JacobianForm(linearize(function, primals, direction), "diagonal")
+    scalar = function if asked.kind == "diagonal" else _Projected(function)
+    gradient = Jacobian(scalar, "reverse", vectorise=vectorise)
+    return HessianForm(gradient, primals, direction, "diagonal")
 
 
 def colors_agree(
-    form: Form, colors: Tensor, layout: Layout, size: int | None, leaves: Sequence[Tensor]
+    asked: Contraction, way: Way, colors: Tensor, size: int | None, leaves: Sequence[Tensor]
 ) -> bool:
-    """Whether seeds of the same colours with random signs give the same.
+    """Whether seeds with numbers of all magnitudes in place of the ones give the same.
 
-    What two inputs of one colour have in common, against the pattern, changes its sign with theirs.
+    Of w ∗ A·w, over w², A[i, i] is left, and A[i, j]·w[j]/w[i] for all that i shares its seed with: that is
+    another number for every w, unless there is no such entry.
     """
+    layout = Layout(asked.primals)
     generator = torch.Generator("cpu").manual_seed(1)
-    signs = 2.0 * torch.randint(0, 2, (layout.total,), generator=generator, device="cpu") - 1
-    others = contracted(form, GroupSeeds(layout, colors, signs), size)
-    rtol = tolerance(leaves)
-    pairs = [(one.detach(), other.detach()) for one, other in zip(leaves, others, strict=True)]
-    scale = max((float(one.abs().max()) for one, _ in pairs if one.numel()), default=0.0)
+    numbers = torch.rand((2, layout.total), generator=generator, dtype=torch.float64, device="cpu")
+    weights = (0.5 + numbers[0]) * torch.where(numbers[1] < 0.5, -1, 1)
+    try:
+        # A forward Laplacian takes no product.
+        direction = "reverse" if way.inner == "forward" else way.direction
+        form = _diagonal(asked, direction, vectorise=way.vectorised)
+        found = contracted(form, GroupSeeds(layout, colors, weights), size)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False  # nobody can tell
+    parts = [
+        part.detach() / own.to(part).square().reshape(part.shape)
+        for part, own in zip(found, weights.split(layout.counts), strict=True)
+    ]
+    leaves = [leaf.detach() for leaf in leaves]
+    scales = [float(part.abs().max()) if part.numel() else 0.0 for part in parts]
+    scale = max(scales, default=0.0)
+    if asked.kind == "trace":
+        scale = sum(float(part.abs().sum()) for part in parts)
+        parts = [torch.stack([part.sum() for part in parts]).sum()]
+        leaves = [_Projected.of(leaves)] if asked.problem.order == 2 else leaves
+    margin = tolerance(leaves) * scale + 1e-12
     return all(
-        bool((one - other).abs().le(rtol * scale + 1e-12).logical_or(~other.isfinite()).all())
-        for one, other in pairs
+        bool(((one - other).abs() <= margin).logical_or(~other.isfinite()).all())
+        for one, other in zip(leaves, parts, strict=True)
     )
