@@ -133,6 +133,123 @@ def test_what_is_remembered_keeps_nothing_alive() -> None:
     assert [ref() for ref in refs] == [None] * 3
 
 
+def captured_tensor(t: float) -> Any:
+    scale = torch.tensor(t).double()
+    return lambda x: tridiagonal(x) * scale
+
+
+def captured_number(t: float) -> Any:
+    return lambda x: tridiagonal(x) * t
+
+
+def captured_by_default(t: float) -> Any:
+    return lambda x, t=t: tridiagonal(x) * t
+
+
+class Counter(torch.nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return tridiagonal(x)
+
+
+COUNTER = Counter()
+TRANSFORMS = {
+    "jac_diag": lambda f: torch.func.jacrev(f)(point(12)).diagonal(),
+    "divergence": lambda f: torch.func.jacrev(f)(point(12)).trace(),
+    "hessian_diag": lambda f: torch.func.hessian(lambda x: f(x).sum())(point(12)).diagonal(),
+    "laplacian": lambda f: trace_of_hessian(f)(point(12)),
+}
+
+
+@NEW
+@pytest.mark.parametrize(
+    "written",
+    [captured_tensor, captured_number, captured_by_default, lambda t: lambda x: COUNTER(x) * t],
+)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_value_that_changes_with_every_call_is_looked_at_ever_more_rarely(
+    name: str, written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchjac.evaluation.programs import laplacian_trace
+    from torchjac.planning import memory
+    from torchjac.planning.contractions import colors
+
+    looks = {"traces": 0, "patterns": 0}
+    trace, find = laplacian_trace.trace, colors.find_pattern
+
+    def traced(*args: Any) -> Any:
+        looks["traces"] += 1
+        return trace(*args)
+
+    def found(*args: Any, **how: Any) -> Any:
+        looks["patterns"] += 1
+        return find(*args, **how)
+
+    monkeypatch.setattr(laplacian_trace, "trace", traced)
+    monkeypatch.setattr(colors, "find_pattern", found)
+    memory.forget_everything()
+    transform = getattr(torchjac, name)
+    for call in range(60):
+        func = written(1.0 + call)
+        target = (lambda x, f=func: f(x).sum()) if name == "hessian_diag" else func
+        close(transform(target)(point(12)), TRANSFORMS[name](func))
+    assert looks["traces"] <= 4
+    assert 1 <= looks["patterns"] <= 4
+    assert len(memory._records) == 1
+    (record,) = (kept for kept, _ in memory._records._values.values())
+    assert len(record.findings) <= 4
+
+
+@NEW
+def test_where_colours_may_not_fit_they_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjac.planning.contractions import contract, witness
+
+    seeds: list[int] = []
+    plain = contract.contracted
+
+    def counted(form: Any, given: Any, *rest: Any, **how: Any) -> Any:
+        seeds.append(given.total)
+        return plain(form, given, *rest, **how)
+
+    for module in (contract, witness):
+        monkeypatch.setattr(module, "contracted", counted)
+    x = point(12)
+    for call in range(5):
+        seeds.clear()
+        func = lambda x, t=1.0 + call: tridiagonal(x) * t  # noqa: E731
+        close(torchjac.jac_diag(func)(x), torch.func.jacrev(func)(x).diagonal())
+    assert seeds == [2, 2], "those of the colours, twice, and not one for each of the 12 inputs"
+    for call in range(20):
+        func = lambda x, t=call, k=1 + call % 5: x * x.roll(k) * t  # noqa: E731
+        close(torchjac.jac_diag(func)(x), torch.func.jacrev(func)(x).diagonal())
+
+
+@NEW
+def test_what_a_number_decides_is_seen_at_the_call() -> None:
+    x = point(4)
+    for outputs in (2, 3, 1, 4, 5, 2, 1):
+        func = lambda x, k=outputs: [(x**3).sum() * (i + 1) for i in range(k)]  # noqa: E731
+        found = torchjac.laplacian(func)(x)
+        close(found, [6 * x.sum() * (i + 1) for i in range(outputs)])
+    for length in (4, 3, 2, 4):
+        func = lambda x, k=length: x[:k] ** 3  # noqa: E731
+        close(torchjac.laplacian(func)(x), 6 * x[:length])
+        if length == 4:
+            close(torchjac.jac_diag(func)(x), 3 * x**2)
+            continue
+        with pytest.raises(torchjac.errors.OutputTypeError, match="like its input"):
+            torchjac.jac_diag(func)(x)
+    for outputs in (1, 2, 1, 3):
+        func = lambda x, k=outputs: (x**3).sum() * torch.ones(k).double()  # noqa: E731
+        if outputs == 1:
+            close(torchjac.hessian_diag(func)(x), 6 * x)
+            continue
+        with pytest.raises(torchjac.errors.OutputTypeError, match="single number"):
+            torchjac.hessian_diag(func)(x)
+
+
 def test_a_number_that_changes_is_seen() -> None:
     x = point(12)
     for shift in (1, 2, 3):

@@ -46,6 +46,11 @@ class Form(ABC):
     tensors: Sequence[Tensor] = ()
     """What the function is evaluated at."""
 
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """Those of the function, if it was evaluated itself; in forward mode, once a pass is made."""
+        return ()
+
     @abstractmethod
     def each(self, chunk: Chunk, size: int) -> list[Tensor]:
         """For every leaf of the result ``(size, *leaf)``."""
@@ -80,6 +85,10 @@ class JacobianForm(ProductForm):
     def __init__(self, engine: Engine, kind: Kind) -> None:
         self.engine, self.tensors, self.kind = engine, engine.primals, kind
 
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        return self.engine.values
+
     def multiplied(self, chunk: Chunk, size: int) -> list[Tensor | None]:
         return _products(self.engine, chunk, size)
 
@@ -102,7 +111,6 @@ class HessianForm(ProductForm):
 
     @property
     def outputs(self) -> Sequence[Tensor]:
-        """Those of the function itself; a forward engine has them after its first pass."""
         return self.engine.carried[: self._gradient.num_values]
 
     def multiplied(self, chunk: Chunk, size: int) -> list[Tensor | None]:

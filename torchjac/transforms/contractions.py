@@ -13,7 +13,6 @@ from torch import Tensor
 from torchjac.errors import OptionError, OptionTypeError, OutputTypeError
 from torchjac.evaluation.forms import Kind
 from torchjac.foundations.pytree import flatten
-from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.traces import Reached
 from torchjac.planning.contractions.contract import contract
 from torchjac.planning.contractions.contraction import Contraction
@@ -298,8 +297,7 @@ def _contraction(
     order: int,
     kind: Kind,
 ) -> Callable[..., Any]:
-    # With the sparsity to be detected, numbers that the function captured belong to its signature.
-    options = Options.checked(how.name, func, argnums, chunk_size=chunk_size, sparsity="detect")
+    options = Options.checked(how.name, func, argnums, chunk_size=chunk_size)
     how.check(kind)
     reached, ask = Reached(func), asks(options, func, order)
 
@@ -313,11 +311,11 @@ def _contraction(
             kind,
             validate=functools.partial(_validate, how, call, order, kind),
             reached=reached,
+            arguments=flatten((args, kwargs))[0],
             method=how.method,
             num_samples=how.num_samples,
             generator=how.generator,
             return_error=how.return_error,
-            portable=all(isinstance(x, (Tensor, *CONSTANTS)) for x in flatten((args, kwargs))[0]),
         )
         estimate, outcome = contract(asked)
         found = _given(call, outcome, order, kind, estimate.leaves)

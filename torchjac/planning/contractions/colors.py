@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torchjac.evaluation.surroundings import is_out_of_memory
-from torchjac.planning.captured.traces import Reached
 from torchjac.planning.compressed import Compression
 from torchjac.planning.problem import Problem
 from torchjac.planning.sparsity import find_pattern
@@ -30,19 +29,18 @@ class Colors:
     """The same for a comparison, where every input has a seed: it may have an entry by now."""
     compression: Compression
     """The pattern, which knows the constants that it was found with."""
-    description: Hashable
-    """Of what the function reached when they were found; None if that cannot be told."""
     checked: bool = False
     """Whether a result has been compared with one from other seeds."""
+    travels: bool = True
+    """Whether no comparison has failed, where the function reached other things than it did then."""
 
-    def is_settled(self, reached: Reached) -> bool:
-        """Whether what was right once is right for a function that reaches so much."""
-        if self.description is None or self.compression.relies_on_constants:
-            return False
-        return reached.describe() == self.description
+    @property
+    def save_a_comparison(self) -> bool:
+        """Whether they take fewer passes than there are inputs, even where all are compared."""
+        return 2 * (int(self.witnesses.max()) + 1) < len(self.colors)
 
 
-def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Colors | None:
+def find_colors(problem: Problem, counts: Sequence[int]) -> Colors | None:
     """Look for structure; None where it saves no pass, or cannot be seen.
 
     A Laplacian of several outputs goes by the pattern of their Jacobian: inputs that no output depends on
@@ -70,7 +68,7 @@ def find_colors(problem: Problem, reached: Reached, counts: Sequence[int]) -> Co
     if int(colors.max()) + 1 >= n:
         return None
     compression = Compression(pattern, constants, symmetric=False, name=problem.name)
-    return Colors(colors, witnesses, compression, reached.describe())
+    return Colors(colors, witnesses, compression)
 
 
 def _with_diagonal(pattern: SparsityPattern) -> SparsityPattern:

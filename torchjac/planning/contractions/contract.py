@@ -7,6 +7,7 @@ colour of a sparsity pattern, or random signs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, Seeds
 from torchjac.planning.captured.traces import KeptTrace, can_trace, keep_trace
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
-from torchjac.planning.contractions.colors import find_colors
+from torchjac.planning.contractions.colors import Colors, find_colors
 from torchjac.planning.contractions.contraction import (
     FORWARD_LAPLACIAN,
     Contraction,
+    Findings,
     ForwardLaplacian,
     Remembered,
 )
@@ -59,6 +61,21 @@ from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
 __all__ = ["contract"]
 
 
+@dataclass
+class _Call:
+    """What one call has at hand."""
+
+    asked: Contraction
+    record: Remembered
+    found: Findings
+    layout: Layout
+    signs: Tensor | None
+
+    def marks(self, way: Way) -> Findings | Remembered:
+        """Where it is noted whether a way is right: a trace is one of the function as it is now."""
+        return self.found if isinstance(way, ForwardLaplacian) else self.record
+
+
 def contract(asked: Contraction) -> tuple[Estimate, Any]:
     """Compute what is asked for; also say how the function's outputs go back into trees."""
     problem = asked.problem
@@ -69,17 +86,15 @@ def contract(asked: Contraction) -> tuple[Estimate, Any]:
             return contract(asked)
     problem.primals = out_of_inference(problem.primals)
     layout = Layout(problem.primals)
-    signs = _signs(asked, layout)
+    signs, draw = _signs(asked, layout), Draw(problem.primals)
     key = asked.key()
     record = recall(key)
     assert record is None or isinstance(record, Remembered)
-    if record is not None and record.colors is not None and record.colors.compression.is_stale:
-        record = None
-    draw = Draw(problem.primals)
-    if record is None:
-        record = _first_look(asked, draw)
+    found = None if record is None else record.recalled(asked)
+    if record is None or found is None:
+        record, found = _look(asked, record, draw)
         remember(key, record)
-    return _first_that_works(asked, record, layout, signs, draw), record.outcome
+    return _first_that_works(_Call(asked, record, found, layout, signs), draw)
 
 
 def _signs(asked: Contraction, layout: Layout) -> Tensor | None:
@@ -89,7 +104,7 @@ def _signs(asked: Contraction, layout: Layout) -> Tensor | None:
     return random_signs(asked.num_samples, layout, asked.generator)
 
 
-def _first_look(asked: Contraction, draw: Draw) -> Remembered:
+def _look(asked: Contraction, record: Remembered | None, draw: Draw) -> tuple[Remembered, Findings]:
     """See the function for the first time; what it raises here is its own and comes out as it is."""
     problem, values = asked.problem, list[Tensor]()
 
@@ -100,12 +115,16 @@ def _first_look(asked: Contraction, draw: Draw) -> Remembered:
     with draw.aside():
         counts, largest, _ = look(evaluate, problem.primals)
     asked.validate(values)
-    record = Remembered(counts, largest, _ways(asked, sum(counts)), outcome=problem.outcome())
-    record.samples = samples_of_vmap()
-    if asked.method == "exact":
+    description = asked.described()
+    found = Findings(problem.outcome(), is_sure=description is not None)
+    if asked.method == "exact" and not (record and record.is_dense):
         with draw.aside():
-            record.colors = find_colors(problem, asked.reached, counts)
-    return record
+            found.colors = find_colors(problem, counts)
+    if record is None:
+        record = Remembered(counts, largest, _ways(asked, sum(counts)))
+        record.samples, record.is_dense = samples_of_vmap(), found.colors is None
+    record.keep(description, found)
+    return record, found
 
 
 def _ways(asked: Contraction, num_outputs: int) -> tuple[Way, ...]:
@@ -117,19 +136,17 @@ def _ways(asked: Contraction, num_outputs: int) -> tuple[Way, ...]:
     return (FORWARD_LAPLACIAN, *ways) if asked.pushes and can_trace() else ways
 
 
-def _first_that_works(
-    asked: Contraction, record: Remembered, layout: Layout, signs: Tensor | None, draw: Draw
-) -> Estimate:
+def _first_that_works(call: _Call, draw: Draw) -> tuple[Estimate, Any]:
     """Take the best way that neither PyTorch nor a check has refused, and if it is refused, the next."""
+    asked, record = call.asked, call.record
     refusals: Refusals | None = None
     for rank in range(record.refused, len(record.ways)):
         way = record.ways[rank]
-        if way in record.wrong or (refusals is not None and refusals.rule_out(way)):
+        if way in call.marks(way).wrong or (refusals is not None and refusals.rule_out(way)):
             continue
         try:
             with exclusively(way.direction == "forward"):
-                takes = _may_take(asked, way, record, layout, draw)
-                result = _run(asked, way, record, layout, signs) if takes else None
+                result = _run(call, way) if _may_take(call, way, draw) else None
         except TorchjacError:
             raise
         except Exception as error:
@@ -143,42 +160,50 @@ def _first_that_works(
                 refusals.add(way, error)
             continue
         if result is None:
-            if way in record.wrong:
+            if way in call.marks(way).wrong:
                 _warn_of_wrong(asked, way)
             continue
         if refusals is not None:
             record.refused = rank
-            refusals.warn(way, signs.shape[0] if signs is not None else layout.total)
-        return _with_right_colors(asked, way, record, layout, result, draw)
+            passes = call.signs.shape[0] if call.signs is not None else call.layout.total
+            refusals.warn(way, passes)
+        return _with_right_colors(call, way, result, draw), _outcome(call, way)
     assert refusals is not None, "the last way is what the others are compared with"
     raise refusals.error() from refusals.first
+
+
+def _outcome(call: _Call, way: Way) -> Any:
+    """A trace has no outputs of its own; else they are those of the latest evaluation."""
+    pushed = isinstance(way, ForwardLaplacian)
+    return call.found.outcome if pushed else call.asked.problem.outcome()
 
 
 def _blame(asked: Contraction, draw: Draw) -> None:
     """Evaluate the function plainly: if it raises there too, the exception is the function's own."""
     with draw.aside():
-        evaluate_plainly(lambda primals: asked.function(primals)[0], asked.primals)
+        asked.validate(evaluate_plainly(lambda primals: asked.function(primals)[0], asked.primals))
 
 
-def _may_take(asked: Contraction, way: Way, record: Remembered, layout: Layout, draw: Draw) -> bool:
+def _may_take(call: _Call, way: Way, draw: Draw) -> bool:
     """Whether a way can be taken here, and is right as far as a random probe can tell."""
-    known, real = way in record.checked, has_values(asked.primals)
+    asked, marks = call.asked, call.marks(way)
+    real = has_values(asked.primals)
     if isinstance(way, ForwardLaplacian):
-        if torch._C._is_any_autocast_enabled():
-            return False  # it was not traced so
+        if torch._C._is_any_autocast_enabled() or not call.found.lasts:
+            return False  # it was not traced so, or would be traced for this call alone
         # Where something holds derivatives back, what the trace gives can be right for values that have
         # been compared; of its own derivatives nothing is known.
-        if not _trace(asked, record).run.is_plain and not (real and _is_final(asked, record)):
+        if not _trace(call).run.is_plain and not (real and _is_final(call)):
             return False
-    if known or not real or way == way.trusted:
+    if way in marks.checked or not real or way == way.trusted:
         return True
     size = None if way.vectorised else 1
     with draw.aside():
-        form = _form(asked, way, record)
-    if way_agrees(asked, form, layout, size, draw):
-        record.checked.add(way)
+        form = _form(call, way)
+    if way_agrees(asked, form, call.layout, size, draw):
+        marks.checked.add(way)
         return True
-    record.wrong.add(way)
+    marks.wrong.add(way)
     return False
 
 
@@ -191,45 +216,53 @@ def _warn_of_wrong(asked: Contraction, way: Way) -> None:
     )
 
 
-def _is_final(asked: Contraction, record: Remembered) -> bool:
+def _is_final(call: _Call) -> bool:
     """Whether nobody can differentiate the result."""
-    captured = _trace(asked, record).captured() or []
-    others = asked.problem.others()[0] if asked.problem.others else []
+    problem, captured = call.asked.problem, _trace(call).captured() or []
+    others = problem.others()[0] if problem.others else []
     return not torch.is_grad_enabled() or not any(
-        tensor.requires_grad for tensor in (*asked.primals, *others, *captured)
+        tensor.requires_grad for tensor in (*problem.primals, *others, *captured)
     )
 
 
-def _form(asked: Contraction, way: Way, record: Remembered) -> Form:
+def _form(call: _Call, way: Way) -> Form:
     """The function, ready for seeds."""
-    problem = asked.problem
+    problem, kind = call.asked.problem, call.asked.kind
     if isinstance(way, ForwardLaplacian):
-        trace = _trace(asked, record)
+        trace = _trace(call)
         captured = trace.captured()
         assert captured is not None
         others = problem.others()[0] if problem.others else []
         return LaplacianForm(trace.run, [*problem.primals, *others], captured)
     if problem.order == 1:
-        return JacobianForm(linearize(problem.function, problem.primals, way.direction), asked.kind)
+        return JacobianForm(linearize(problem.function, problem.primals, way.direction), kind)
     gradient = Jacobian(problem.function, "reverse", vectorise=way.vectorised)
-    return HessianForm(gradient, problem.primals, way.direction, asked.kind)
+    return HessianForm(gradient, problem.primals, way.direction, kind)
 
 
-def _trace(asked: Contraction, record: Remembered) -> KeptTrace:
-    if record.trace is None or record.trace.captured() is None:
-        record.trace = keep_trace(asked.problem, asked.reached, portable=asked.portable)
-    return record.trace
+def _trace(call: _Call) -> KeptTrace:
+    asked, found = call.asked, call.found
+    if found.trace is None or found.trace.captured() is None:
+        found.trace = keep_trace(asked.problem, asked.reached, portable=asked.portable)
+    return found.trace
 
 
-def _run(
-    asked: Contraction, way: Way, record: Remembered, layout: Layout, signs: Tensor | None
-) -> Estimate:
-    form = _form(asked, way, record)
+def _run(call: _Call, way: Way) -> Estimate:
+    form = _form(call, way)
+    found = _summed(call, way, form)
+    if form.outputs and not compiling():
+        # Their shapes may be other ones than those that were seen first.
+        call.asked.validate(form.outputs)
+    return found
+
+
+def _summed(call: _Call, way: Way, form: Form) -> Estimate:
+    asked, signs, layout = call.asked, call.signs, call.layout
     if signs is None:
-        seeds = _exact_seeds(asked, record, layout)
-        size = _chunk_size(asked, way, record, seeds.total)
+        seeds = _exact_seeds(call)
+        size = _chunk_size(asked, way, call.record, seeds.total)
         return Estimate(contracted(form, seeds, size, shown=asked.problem.shown))
-    size = _chunk_size(asked, way, record, len(signs))
+    size = _chunk_size(asked, way, call.record, len(signs))
     how: Any = {"with_error": asked.return_error, "shown": asked.problem.shown}
     if asked.method == "hutchinson":
         return hutchinson(form, signs, layout, size, **how)
@@ -237,43 +270,41 @@ def _run(
     return hutch_plus_plus(form, signs, layout, size, **how)
 
 
-def _exact_seeds(asked: Contraction, record: Remembered, layout: Layout) -> Seeds:
-    colors = record.colors
-    if colors is not None and (
-        has_values(asked.primals) or colors.is_settled(asked.reached, asked.primals)
-    ):
+def _exact_seeds(call: _Call) -> Seeds:
+    colors, layout = call.found.colors, call.layout
+    if colors is not None and (has_values(call.asked.primals) or _is_settled(call, colors)):
         return GroupSeeds(layout, colors.colors)
     if layout.total:
         return IdentitySeeds(layout)
     return GroupSeeds(layout, torch.empty(0, dtype=torch.int64))
 
 
-def _with_right_colors(
-    asked: Contraction,
-    way: Way,
-    record: Remembered,
-    layout: Layout,
-    result: Estimate,
-    draw: Draw,
-) -> Estimate:
+def _is_settled(call: _Call, colors: Colors) -> bool:
+    """Whether colours are certainly those of the function as it is now."""
+    found = call.found
+    return found.is_sure and found.lasts and colors.compression.is_true_to_constants
+
+
+def _with_right_colors(call: _Call, way: Way, result: Estimate, draw: Draw) -> Estimate:
     """The result; made again with a seed for every input where the colours have turned out wrong.
 
     They depend on numbers that the function captured, and not all can be told by a signature.
     """
-    colors = record.colors
+    asked, found, colors = call.asked, call.found, call.found.colors
     if colors is None or not has_values(asked.primals):
         return result
-    if colors.checked and colors.is_settled(asked.reached, asked.primals):
+    if colors.checked and not colors.compression.relies_on_constants and _is_settled(call, colors):
         return result
     colors.checked = True
-    size = _chunk_size(asked, way, record, int(colors.witnesses.max()) + 1)
+    size = _chunk_size(asked, way, call.record, int(colors.witnesses.max()) + 1)
     with draw.aside(), exclusively(way.direction == "forward"):
         if colors_agree(asked, way, colors.witnesses, size, result.leaves):
             return result
-    record.colors = None
+    found.colors, colors.travels = None, False
+    call.record.drop(found)
     draw.again()
     with exclusively(way.direction == "forward"):
-        return _run(asked, way, record, layout, None)
+        return _run(call, way)
 
 
 def _chunk_size(asked: Contraction, way: Way, record: Remembered, total: int) -> int | None:
@@ -307,7 +338,8 @@ def _traced(asked: Contraction) -> tuple[Estimate, Any]:
     asked.validate(values)
     ways = _ways(asked, sum(value.numel() for value in values))
     way = next(way for way in ways if not isinstance(way, ForwardLaplacian))
-    record = Remembered((), 0, ways, outcome=problem.outcome())
+    record = Remembered((), 0, ways)
     if problem.chunk_size == "auto":
         problem.chunk_size = None
-    return _run(asked, way, record, layout, signs), record.outcome
+    call = _Call(asked, record, Findings(), layout, signs)
+    return _run(call, way), problem.outcome()

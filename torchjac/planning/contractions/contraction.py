@@ -11,13 +11,28 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.forms import Kind
+from torchjac.foundations.strides import is_dense
+from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.traces import KeptTrace, Reached
 from torchjac.planning.contractions.colors import Colors
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Problem
+from torchjac.planning.signature import Identity
 from torchjac.planning.ways import Way
 
-__all__ = ["FORWARD_LAPLACIAN", "Contraction", "ForwardLaplacian", "Method", "Remembered"]
+__all__ = [
+    "FORWARD_LAPLACIAN",
+    "Contraction",
+    "Findings",
+    "ForwardLaplacian",
+    "Method",
+    "Remembered",
+]
+
+# Functions of one code that are known at a time.
+_MOST = 4
+# How much longer a pause is than the one before.
+_LONGER = 4
 
 Method = Literal["exact", "hutchinson", "hutch++"]
 
@@ -45,12 +60,12 @@ class Contraction:
     validate: Callable[[Sequence[Tensor]], None]
     """Refuses outputs that the contraction is not defined for."""
     reached: Reached
+    arguments: Sequence[Any]
+    """All leaves of the arguments."""
     method: Method = "exact"
     num_samples: int = 0
     generator: torch.Generator | None = None
     return_error: bool = False
-    portable: bool = True
-    """Whether all arguments that are no tensors are told by the signature."""
 
     @property
     def function(self) -> FlatFunction:
@@ -65,25 +80,99 @@ class Contraction:
         """Whether a forward Laplacian would answer it."""
         return self.problem.order == 2 and self.kind == "trace" and self.method != "hutch++"
 
+    @property
+    def portable(self) -> bool:
+        """Whether an argument is a tensor or a constant, and hides nothing."""
+        return all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in self.arguments)
+
     def key(self) -> Hashable:
-        """What makes another call the same as this one."""
-        key = (self.problem.signature(), self.method == "exact", torch.get_default_dtype())
-        if not self.pushes or not self.portable:
-            return key
-        return (*key, self.reached.describe())
+        """What makes another call the same as this one, but for the numbers that come along."""
+        return (self.problem.signature(), self.method == "exact", torch.get_default_dtype())
+
+    def described(self) -> Hashable | None:
+        """What is found and traced holds for; None if nobody can tell."""
+        reached = self.reached.describe() if self.portable else None
+        return None if reached is None else (reached, *map(_described, self.arguments))
+
+
+def _described(argument: Any) -> Hashable:
+    if not isinstance(argument, Tensor):
+        return (type(argument), repr(argument))
+    # The places of the entries of a sparse one are a part of what the function is.
+    return None if is_dense(argument) else Identity(argument)
+
+
+@dataclass
+class Findings:
+    """What holds of a function for as long as it reaches what it did."""
+
+    outcome: Any = None
+    """How the outputs go back into trees."""
+    colors: Colors | None = None
+    """Inputs that can share a seed."""
+    is_sure: bool = False
+    """Whether another function that is described the same is the same."""
+    lasts: bool = True
+    """Whether the next call can have them."""
+    trace: KeptTrace | None = None
+    """The function, ready for a forward Laplacian."""
+    checked: set[Way] = field(default_factory=set)
+    """The ways through the trace that have been compared with a trusted one."""
+    wrong: set[Way] = field(default_factory=set)
+    """Those that failed."""
 
 
 @dataclass
 class Remembered(Record):
     """What earlier calls of one signature found out."""
 
-    outcome: Any = None
-    """How the outputs go back into trees."""
     samples: int = 1
     """Of the vmaps around the first call, for which `largest` is."""
-    colors: Colors | None = None
-    """Inputs that can share a seed."""
-    trace: KeptTrace | None = None
-    """The function, ready for a forward Laplacian."""
     wrong: set[Way] = field(default_factory=set)
     """The ways that a check has failed of."""
+    findings: dict[Hashable, Findings] = field(default_factory=dict)
+    """By the description of what the function reached; None is that of what cannot be told."""
+    is_dense: bool = False
+    """Whether there are no colours."""
+    missed: int = 0
+    """How often, of late, the function was not as it had been."""
+    pause: int = 0
+    """For so many calls nothing is described, detected or traced."""
+
+    def recalled(self, asked: Contraction) -> Findings | None:
+        """What is known of the function as it is now; None if it has to be looked at.
+
+        A captured number that changes with every call makes another function of it every time. Then
+        ever longer pauses come between two looks; meanwhile colours are compared, and products taken.
+        """
+        pushes = asked.pushes and not self.refused
+        if self.is_dense and not pushes:
+            return Findings(lasts=False)
+        if self.pause:
+            self.pause -= 1
+            return Findings(colors=self._shared_colors(), lasts=False)
+        found = self.findings.get(asked.described())
+        if found is None or (found.colors is not None and found.colors.compression.is_stale):
+            return None
+        if found.is_sure:
+            self.missed = 0
+        return found
+
+    def _shared_colors(self) -> Colors | None:
+        latest = next(reversed(self.findings.values()), None)
+        colors = latest.colors if latest is not None else None
+        usable = colors is not None and colors.travels and colors.save_a_comparison
+        return colors if usable else None
+
+    def keep(self, description: Hashable | None, found: Findings) -> None:
+        """Note what was found, and forget the oldest findings."""
+        self.findings.pop(description, None)
+        while len(self.findings) >= _MOST:
+            del self.findings[next(iter(self.findings))]
+        self.findings[description] = found
+        self.pause = _LONGER**self.missed - 1
+        self.missed += 1
+
+    def drop(self, found: Findings) -> None:
+        """Forget colours that turned out wrong."""
+        self.findings = {key: kept for key, kept in self.findings.items() if kept is not found}
