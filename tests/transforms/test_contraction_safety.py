@@ -64,6 +64,7 @@ HOLDING = [
 
 
 @NEW
+@pytest.mark.filterwarnings("ignore:.*a difference of gradients")
 @pytest.mark.parametrize(("func", "expected"), HOLDING)
 def test_a_derivative_that_is_held_back_stays_so(func: Any, expected: Any) -> None:
     x, xs = point(4), point(3, 4)
@@ -73,6 +74,78 @@ def test_a_derivative_that_is_held_back_stays_so(func: Any, expected: Any) -> No
     torchjac.planning.memory.forget_everything()
     # Inside a transform there is nothing to compare with, so it is not even tried.
     torch.testing.assert_close(vmap(torchjac.laplacian(func))(xs), expected(xs))
+
+
+class NotTwice(torch.autograd.Function):
+    """A cube whose derivative cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * cotangent * x.detach() ** 2
+
+
+class Once(NotTwice):
+    backward = staticmethod(torch.autograd.function.once_differentiable(NotTwice.backward))
+
+
+class Outside(NotTwice):
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(3 * cotangent.detach().numpy() * x.detach().numpy() ** 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*the forward Laplacian disagrees")
+@pytest.mark.parametrize("method", ["exact", "hutchinson"])
+@pytest.mark.parametrize("transform", [torchjac.hessian_diag, torchjac.laplacian])
+@pytest.mark.parametrize(
+    ("func", "x"),
+    [
+        (lambda x: NotTwice.apply(x).sum(), point(4)),
+        (lambda x: Once.apply(x).sum(), point(4)),
+        (lambda x: Outside.apply(x).sum(), point(4)),
+        (lambda x: (x.detach() * x**2).sum(), point(4)),
+        (lambda x: x.norm() ** 2, torch.zeros(4).double()),
+        (lambda x: NotTwice.apply(x["a"]).sum() + x["b"], {"a": point(3), "b": point()}),
+    ],
+)
+def test_a_hessian_that_gradients_do_not_have_is_said_once(
+    func: Any, x: Any, transform: Any, method: Any
+) -> None:
+    with pytest.warns(DerivativeMismatchWarning, match="disagrees with a difference of gradients"):
+        transform(func, method=method)(x)
+    transform(func, method=method)(x)
+    transform(func, method=method)(x)
+
+
+@pytest.mark.parametrize("transform", [torchjac.hessian_diag, torchjac.laplacian])
+def test_what_gradients_say_is_looked_for_once(
+    transform: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchjac.planning.contractions import witness
+
+    compared: list[int] = []
+    plain = witness.attempt
+    monkeypatch.setattr(witness, "attempt", lambda *a: compared.append(1) or plain(*a))
+
+    def cube(x: Tensor) -> Tensor:
+        return (x**3).sum()
+
+    vmap(transform(cube))(point(2, 4))
+    assert not compared, "there are no values"
+    transform(cube)(torch.zeros(4).double())
+    for _ in range(3):
+        transform(cube)(point(4))
+    assert len(compared) == 2, "zeros tell nothing, and one other point enough"
+    for _ in range(6):
+        transform(torch.sum)(point(4))
+    assert len(compared) == 2 + 4, "nor does what is linear, but not for ever"
 
 
 @NEW

@@ -52,7 +52,7 @@ from torchjac.planning.contractions.estimates import (
     random_signs,
     samples_of_vmap,
 )
-from torchjac.planning.contractions.witness import colors_agree, way_agrees
+from torchjac.planning.contractions.witness import check_along_a_line, colors_agree, way_agrees
 from torchjac.planning.fallback import Refusals, warn_user
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import recall, remember
@@ -94,7 +94,10 @@ def contract(asked: Contraction) -> tuple[Estimate, Any]:
     if record is None or found is None:
         record, found = _look(asked, record, draw)
         remember(key, record)
-    return _first_that_works(_Call(asked, record, found, layout, signs), draw)
+    result = _first_that_works(_Call(asked, record, found, layout, signs), draw)
+    if problem.order == 2:
+        check_along_a_line(asked, record.line, draw)
+    return result
 
 
 def _signs(asked: Contraction, layout: Layout) -> Tensor | None:

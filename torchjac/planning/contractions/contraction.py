@@ -130,6 +130,8 @@ class Remembered(Record):
     """Of the vmaps around the first call, for which `largest` is."""
     wrong: set[Way] = field(default_factory=set)
     """The ways that a check has failed of."""
+    line: Record = field(default_factory=lambda: Record((1,), 0, ()))
+    """What comparisons with a difference of gradients have told."""
     findings: dict[Hashable, Findings] = field(default_factory=dict)
     """By the description of what the function reached; None is that of what cannot be told."""
     is_dense: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,14 +11,17 @@ from torch import Tensor
 from torchjac.evaluation.engines import Direction, FlatFunction, linearize
 from torchjac.evaluation.forms import Form, HessianForm, JacobianForm, ProductForm, contracted
 from torchjac.evaluation.functions import Jacobian
-from torchjac.evaluation.probes import rounding, tolerance
-from torchjac.evaluation.surroundings import Draw, is_out_of_memory
+from torchjac.evaluation.probes import magnitude, random_like, rounding, tolerance
+from torchjac.evaluation.surroundings import Draw, has_values, is_out_of_memory
 from torchjac.foundations.groups import GroupSeeds, ProbeSeeds
 from torchjac.foundations.layout import Layout
+from torchjac.planning.attempt import attempt
 from torchjac.planning.contractions.contraction import Contraction
+from torchjac.planning.memory import Record
+from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
-__all__ = ["colors_agree", "way_agrees"]
+__all__ = ["check_along_a_line", "colors_agree", "way_agrees"]
 
 
 class _Projected:
@@ -39,6 +43,51 @@ class _Projected:
             weights = 0.5 + torch.rand(output.shape, generator=generator, device="cpu")
             total = total + (weights.to(output) * output).sum()
         return total
+
+
+class _Line:
+    """A scalar function along a line through its point: there a second derivative is one number."""
+
+    def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
+        scale = max(1.0, *map(magnitude, primals))
+        self._function = function
+        self._primals = [primal.detach() for primal in primals]
+        self._directions = [scale * direction for direction in random_like(self._primals)]
+
+    def __call__(self, place: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        pairs = zip(self._primals, self._directions, strict=True)
+        moved = [primal + place[0].to(primal) * direction for primal, direction in pairs]
+        return self._function(moved)[0], ()
+
+
+def check_along_a_line(asked: Contraction, record: Record, draw: Draw) -> None:
+    """Warn where plain backward passes disagree with a difference of gradients, as `verified` does.
+
+    Args:
+        asked: of second order.
+        record: what is known of such comparisons; nothing is compared once one has told enough.
+        draw: the random state at the call's start.
+    """
+    way = Way("reverse", False, "reverse")
+    if way in record.checked or not has_values(asked.primals) or not asked.primals[0].numel():
+        return
+    coarsest = max(asked.primals, key=lambda primal: torch.finfo(primal.dtype).eps)
+    line = replace(
+        asked.problem,
+        function=_Line(_Projected(asked.function), asked.primals),
+        primals=[torch.zeros((), dtype=coarsest.dtype, device=coarsest.device)],
+        others=None,
+        shown=None,
+    )
+    try:
+        with draw.aside():
+            answer = attempt(line, way, None)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        record.checked.add(way)  # no double backward: there is nothing to compare
+        return
+    verified(line, answer, record, draw, lambda way: attempt(line, way, None))
 
 
 def way_agrees(
