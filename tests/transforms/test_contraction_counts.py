@@ -195,8 +195,8 @@ def test_a_value_that_changes_with_every_call_is_looked_at_ever_more_rarely(
         func = written(1.0 + call)
         target = (lambda x, f=func: f(x).sum()) if name == "hessian_diag" else func
         close(transform(target)(point(12)), TRANSFORMS[name](func))
-    assert looks["traces"] <= 4
-    assert 1 <= looks["patterns"] <= 4
+    assert looks["traces"] <= 3
+    assert 1 <= looks["patterns"] <= 3
     assert len(memory._records) == 1
     (record,) = (kept for kept, _ in memory._records._values.values())
     assert len(record.findings) <= 4

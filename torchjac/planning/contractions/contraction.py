@@ -32,7 +32,7 @@ __all__ = [
 # Functions of one code that are known at a time.
 _MOST = 4
 # How much longer a pause is than the one before.
-_LONGER = 4
+_LONGER = 16
 
 Method = Literal["exact", "hutchinson", "hutch++"]
 
@@ -170,7 +170,7 @@ class Remembered(Record):
         """Note what was found, and forget the oldest findings."""
         self.findings.pop(description, None)
         while len(self.findings) >= _MOST:
-            del self.findings[next(iter(self.findings))]
+            self.findings.pop(next(iter(self.findings)), None)  # threads may do so at once
         self.findings[description] = found
         self.pause = _LONGER**self.missed - 1
         self.missed += 1
