@@ -123,3 +123,33 @@ def test_a_function_that_cannot_be_followed(name: str, entry: tuple[int, int]) -
     close(transformed(X), DENSE[name](func)(X))
     couple(part)
     close(transformed(X), DENSE[name](func)(X))
+
+
+def by_strides(x: Tensor) -> Tensor:
+    """Another function of what lies in memory in another order."""
+    return x.as_strided((4, 4), (1, 4)) ** 2 * x.exp() + (x if x.is_contiguous() else x.T)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", DENSE)
+def test_arguments_in_another_order_in_memory(name: str, place: str) -> None:
+    x = torch.linspace(-1.0, 2.0, 32, dtype=torch.float64).reshape(2, 4, 4)
+
+    def flat(x: Tensor) -> Tensor:
+        return by_strides(x).reshape(-1)
+
+    def dense(x: Tensor) -> Tensor:
+        if name in ("jac_diag", "divergence"):
+            diagonal = jacrev(flat)(x).reshape(16, 16).diagonal()
+        else:
+            func = total(by_strides)
+            diagonal = jacrev(jacrev(func))(x).reshape(16, 16).diagonal()
+        return diagonal.reshape(4, 4) if name.endswith("diag") else diagonal.sum()
+
+    func = by_strides if name in ("jac_diag", "divergence") else total(by_strides)
+    transformed = getattr(torchjac, name)(func)
+    for xs in (x, x.mT, x, x.repeat_interleave(2, -1)[..., ::2]):
+        if place == "plain":
+            close(transformed(xs[0]), dense(xs[0].clone()))
+        else:
+            close(vmap(transformed)(xs), torch.stack([dense(one.clone()) for one in xs]))

@@ -192,8 +192,10 @@ def _may_take(call: _Call, way: Way, draw: Draw) -> bool:
     asked, marks = call.asked, call.marks(way)
     real = has_values(asked.primals)
     if isinstance(way, ForwardLaplacian):
-        if torch._C._is_any_autocast_enabled() or not call.found.lasts:
-            return False  # it was not traced so, or would be traced for this call alone
+        if torch._C._is_any_autocast_enabled() or not asked.lies_plain:
+            return False  # it was not traced so
+        if not call.found.lasts:
+            return False  # it would be traced for this call alone
         # Where something holds derivatives back, what the trace gives can be right for values that have
         # been compared; of its own derivatives nothing is known.
         if not _trace(call).run.is_plain and not (real and _is_final(call)):
@@ -236,7 +238,8 @@ def _form(call: _Call, way: Way) -> Form:
         captured = trace.captured()
         assert captured is not None
         others = problem.others()[0] if problem.others else []
-        return LaplacianForm(trace.run, [*problem.primals, *others], captured)
+        tensors = [tensor.contiguous() for tensor in (*problem.primals, *others)]
+        return LaplacianForm(trace.run, tensors, captured)
     if problem.order == 1:
         return JacobianForm(linearize(problem.function, problem.primals, way.direction), kind)
     gradient = Jacobian(problem.function, "reverse", vectorise=way.vectorised)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.forms import Kind
-from torchjac.foundations.strides import is_dense
+from torchjac.foundations.strides import dense_stride, is_dense
 from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.traces import KeptTrace, Reached
 from torchjac.planning.contractions.colors import Colors
@@ -85,14 +85,28 @@ class Contraction:
         """Whether an argument is a tensor or a constant, and hides nothing."""
         return all(isinstance(leaf, (Tensor, *CONSTANTS)) for leaf in self.arguments)
 
+    @property
+    def lies_plain(self) -> bool:
+        """Whether the tensors lie in memory as those that are traced do: a function may look at that."""
+        return all(map(_lies_plain, (*self.arguments, *self.primals)))
+
     def key(self) -> Hashable:
         """What makes another call the same as this one, but for the numbers that come along."""
         return (self.problem.signature(), self.method == "exact", torch.get_default_dtype())
 
     def described(self) -> Hashable | None:
         """What is found and traced holds for; None if nobody can tell."""
-        reached = self.reached.describe() if self.portable else None
+        reached = self.reached.describe() if self.portable and self.lies_plain else None
         return None if reached is None else (reached, *map(_described, self.arguments))
+
+
+def _lies_plain(argument: Any) -> bool:
+    if not isinstance(argument, Tensor) or argument.dim() < 2 or not is_dense(argument):
+        return True
+    if argument.is_contiguous():
+        return True
+    # What the function gets is a copy.
+    return dense_stride(argument) == torch.empty(argument.shape, device="meta").stride()
 
 
 def _described(argument: Any) -> Hashable:
