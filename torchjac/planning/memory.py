@@ -15,7 +15,7 @@ from torchjac.foundations.store import Store
 from torchjac.planning.compressed import Compression
 from torchjac.planning.ways import Way
 
-__all__ = ["Findings", "Record", "findings_of", "forget_everything", "recall", "remember"]
+__all__ = ["Known", "Record", "forget_everything", "known_of", "recall", "remember"]
 
 _MOST = 4096
 _HEAVIEST = 2**29  # bytes of indices that belong to sparsity patterns
@@ -61,7 +61,7 @@ class Record:
 
 
 @dataclass
-class Findings:
+class Known:
     """What products with the operators of one signature found out."""
 
     steps: dict[str, int] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Findings:
 
 
 _records: Store[Record] = Store(_MOST, _HEAVIEST)
-_findings: Store[Findings] = Store(_MOST, _HEAVIEST)
+_known: Store[Known] = Store(_MOST, _HEAVIEST)
 
 
 def recall(key: Hashable) -> Record | None:
@@ -96,16 +96,16 @@ def remember(key: Hashable, record: Record, alias: Hashable = None) -> None:
         _records.put(alias, record)
 
 
-def findings_of(key: Hashable) -> Findings:
+def known_of(key: Hashable) -> Known:
     """Return what products of a signature have found out, to be added to."""
-    found = _findings.get(key)
+    found = _known.get(key)
     if found is None:
-        found = Findings()
-        _findings.put(key, found)
+        found = Known()
+        _known.put(key, found)
     return found
 
 
 def forget_everything() -> None:
     """Start anew; tests count first-time work with it."""
     _records.clear()
-    _findings.clear()
+    _known.clear()

@@ -12,7 +12,7 @@ from torchjac.evaluation.gradients import Gradients
 from torchjac.evaluation.surroundings import compiling, inside_transform, out_of_inference
 from torchjac.foundations.compiler import eagerly
 from torchjac.foundations.spaces import Trees
-from torchjac.planning.memory import Findings, findings_of
+from torchjac.planning.memory import Known, known_of
 from torchjac.planning.products.linearization import Linearization
 from torchjac.planning.products.operator import JacobianOperator, LinearOperator, SymmetricOperator
 from torchjac.transforms.call import Call
@@ -136,7 +136,7 @@ def maker(
     def operator(*args: Any, **kwargs: Any) -> LinearOperator:
         call = Call(options, func, args, kwargs)
         if compiling():
-            return _MAKE[order](call, call.primals, Findings())
+            return _MAKE[order](call, call.primals, Known())
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 outside: LinearOperator = operator(*args, **kwargs)
@@ -150,33 +150,33 @@ def _made(call: Call, order: int) -> LinearOperator:
     return _MAKE[order](call, out_of_inference(call.primals), _found_before(call, order))
 
 
-def _found_before(call: Call, order: int) -> Findings:
+def _found_before(call: Call, order: int) -> Known:
     """What operators of such calls have found out; within a transform or a trace, nothing of their own."""
     if torch._C._len_torch_dispatch_stack():
-        return Findings()
+        return Known()
     # It also tells whether a module runs, whose parameters may be swapped by one thread at a time.
     key = call.signature()
     if inside_transform():
-        return Findings()
-    findings = findings_of(key)
-    if order == 2 and not findings.checked:
+        return Known()
+    known = known_of(key)
+    if order == 2 and not known.checked:
         call.keep_state()  # gradients will be made anew, to be compared
-    return findings
+    return known
 
 
-def _jacobian(call: Call, primals: Sequence[Tensor], findings: Findings) -> LinearOperator:
+def _jacobian(call: Call, primals: Sequence[Tensor], known: Known) -> LinearOperator:
     name = call.options.name
-    point = Linearization(name, call, primals, findings)
+    point = Linearization(name, call, primals, known)
     value = _handed_out(call, point, point.engine.values, point.engine.carried)
     domain = Trees(point.inputs, call.input_trees)
     codomain = Trees(point.outputs, call.outcome.jacobian)
     return JacobianOperator(name, point, domain, codomain, value)
 
 
-def _hessian(call: Call, primals: Sequence[Tensor], findings: Findings) -> LinearOperator:
+def _hessian(call: Call, primals: Sequence[Tensor], known: Known) -> LinearOperator:
     name, n = call.options.name, len(primals)
     gradient = Gradients(call)
-    point = Linearization(name, gradient, primals, findings)
+    point = Linearization(name, gradient, primals, known)
     values, carried = _split(point.engine.carried, gradient.num_values)
     value = _handed_out(call, point, values, carried)
     domain = Trees(point.inputs, call.input_trees)

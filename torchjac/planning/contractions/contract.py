@@ -56,6 +56,7 @@ from torchjac.planning.contractions.witness import check_along_a_line, colors_ag
 from torchjac.planning.fallback import Refusals, warn_user
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import recall, remember
+from torchjac.planning.sparsity import still_holds
 from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
 
 __all__ = ["contract"]
@@ -288,7 +289,8 @@ def _exact_seeds(call: _Call) -> Seeds:
 def _is_settled(call: _Call, colors: Colors) -> bool:
     """Whether colours are certainly those of the function as it is now."""
     found = call.found
-    return found.is_sure and found.lasts and colors.compression.is_true_to_constants
+    sure = found.is_sure and found.lasts
+    return sure and still_holds(colors.compression, call.asked.primals)
 
 
 def _with_right_colors(call: _Call, way: Way, result: Estimate, draw: Draw) -> Estimate:
@@ -299,7 +301,7 @@ def _with_right_colors(call: _Call, way: Way, result: Estimate, draw: Draw) -> E
     asked, found, colors = call.asked, call.found, call.found.colors
     if colors is None or not has_values(asked.primals):
         return result
-    if colors.checked and not colors.compression.relies_on_constants and _is_settled(call, colors):
+    if colors.checked and _is_settled(call, colors):
         return result
     colors.checked = True
     size = _chunk_size(asked, way, call.record, int(colors.witnesses.max()) + 1)

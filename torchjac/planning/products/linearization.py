@@ -31,7 +31,7 @@ from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
 from torchjac.planning.fallback import is_refusal, reason_of, warn_user
 from torchjac.planning.look import evaluate_plainly
-from torchjac.planning.memory import Findings
+from torchjac.planning.memory import Known
 from torchjac.planning.products.gradient_differences import GradientDifferences
 from torchjac.planning.products.product_checks import Witness, combination_agrees, random_matrix
 from torchjac.planning.products.routes import Agrees, Memory, Route, Rung, is_telling
@@ -60,7 +60,7 @@ class Linearization:
         name: the call that the user made, for messages.
         function: what to evaluate.
         primals: where.
-        findings: what operators of this signature have found out before.
+        known: what operators of this signature have found out before.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Linearization:
         name: str,
         function: FlatFunction,
         primals: Sequence[Tensor],
-        findings: Findings,
+        known: Known,
     ) -> None:
         self._name, self._function, self._primals = name, function, primals
         self._draw = None if compiling() else Draw(primals)
@@ -77,7 +77,7 @@ class Linearization:
         self._across: Engine | None = None
         self._witness: Witness | None = None
         self._largest: int | None = None
-        self._memory = Memory(findings, set())
+        self._memory = Memory(known, set())
 
     def _evaluated(self) -> Engine:
         """The one evaluation; where the gradients of a function are refused, that is said as by `solve`."""

@@ -12,7 +12,7 @@ from torchjac.errors import DerivativeMismatchWarning, TorchjacFallbackWarning, 
 from torchjac.evaluation.probes import tolerance
 from torchjac.evaluation.surroundings import compiling
 from torchjac.planning.fallback import is_of_a_backward, is_refusal, reason_of, warn_user
-from torchjac.planning.memory import Findings
+from torchjac.planning.memory import Known
 
 __all__ = ["Agrees", "Memory", "Multiply", "Probe", "Route", "Rung", "is_telling"]
 
@@ -39,18 +39,18 @@ class Rung(NamedTuple):
 class Memory(NamedTuple):
     """What has been found out: by all operators of a signature, and by this one."""
 
-    findings: Findings
+    known: Known
     asked: set[Hashable]
     """The comparisons made at this point, those that told nothing included."""
 
     def wants(self, check: Hashable) -> bool:
         """Whether a comparison is still to be made."""
-        return check not in self.findings.checked and check not in self.asked
+        return check not in self.known.checked and check not in self.asked
 
     def settle(self, check: Hashable, *, telling: bool) -> None:
         """Note that it was made."""
         self.asked.add(check)
-        self.findings.settle(check, telling=telling)
+        self.known.settle(check, telling=telling)
 
 
 class _Step(NamedTuple):
@@ -107,10 +107,10 @@ class Route:
     @property
     def _at(self) -> int:
         """The step that works here, as far as is known."""
-        return self._memory.findings.steps.get(self._side, 0)
+        return self._memory.known.steps.get(self._side, 0)
 
     def _go_on(self, at: int) -> None:
-        self._memory.findings.steps[self._side] = at
+        self._memory.known.steps[self._side] = at
 
     def _first_that_works(self, matrix: Tensor) -> Tensor:
         at, product, refused = self._tried(matrix, self._at)
