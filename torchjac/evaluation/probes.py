@@ -25,6 +25,7 @@ __all__ = [
     "as_matrices",
     "difference_probe",
     "forward_probe",
+    "have_differences",
     "magnitude",
     "norms_of",
     "plain_forward",
@@ -254,6 +255,11 @@ def rounding(outputs: Sequence[Tensor]) -> float:
 def magnitude(tensor: Tensor) -> float:
     """The largest magnitude among the finite elements; 0 without any."""
     return float(tensor.detach().abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
+
+
+def have_differences(primals: Sequence[Tensor]) -> bool:
+    """Whether a difference quotient has any digits: in half precision there are none left."""
+    return all(primal.dtype in _DIFFERENCE_TOLERANCES for primal in primals)
 
 
 def difference_probe(

@@ -16,6 +16,7 @@ from torchjac.evaluation.probes import (
     agree,
     are_alike,
     difference_probe,
+    have_differences,
     rounding,
     tolerance,
 )
@@ -31,9 +32,6 @@ __all__ = ["agrees_with_backward", "recorded", "replayed", "verified"]
 
 # Calls that are compared although those before have not shown anything wrong.
 _MOST_UNSETTLED = 3
-
-# In half precision a difference quotient has no digits left.
-_FINE = (torch.float64, torch.float32)
 
 
 def verified(
@@ -243,7 +241,7 @@ def recorded(problem: Problem, answer: Answer, draw: Draw) -> Graph | None:
 
 
 def _survives_difference(problem: Problem, answer: Answer, draw: Draw, slack: float = 0.0) -> bool:
-    if not all(primal.dtype in _FINE for primal in problem.primals):
+    if not have_differences(problem.primals):
         return True
     if not all(value.isfinite().all() for value in answer.values):
         return True  # outside its domain a function has no differences either

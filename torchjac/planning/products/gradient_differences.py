@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from torchjac.evaluation.gradients import Gradients
-from torchjac.evaluation.probes import difference_probe, magnitude, random_like
+from torchjac.evaluation.probes import difference_probe, have_differences, magnitude, random_like
 from torchjac.evaluation.surroundings import Draw
 
 __all__ = ["GradientDifferences"]
-
-# In half precision a difference quotient has no digits left.
-_FINE = (torch.float64, torch.float32)
 
 
 class GradientDifferences:
@@ -66,7 +63,7 @@ class GradientDifferences:
             draw: the random state that the function was evaluated at.
             slack: what an element may be off by beside; see `rounding_of_terms`.
         """
-        if not all(primal.dtype in _FINE for primal in self._primals):
+        if not have_differences(self._primals):
             return True
         if not all(bool(value.isfinite().all()) for value in self._values):
             return True  # outside its domain a function has no differences either
