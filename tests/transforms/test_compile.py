@@ -69,6 +69,15 @@ def test_compiles_whole(name: str) -> None:
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.filterwarnings("error:Dynamo detected a call to a:UserWarning")
+@pytest.mark.parametrize("transform", [torchjac.jac, torchjac.hessian, torchjac.laplacian])
+def test_transforms_made_within(transform: Any) -> None:
+    """Nothing in them remembers anything there, of which the compiler would warn."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: transform(scalar)(x), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(POINT), transform(scalar)(POINT))
+
+
 def test_compiled_by_inductor() -> None:
     torch._dynamo.reset()
     got = torch.compile(torchjac.jac(curve), fullgraph=True)(POINT)

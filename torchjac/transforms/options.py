@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchjac.errors import OptionError, OptionTypeError
-from torchjac.evaluation.surroundings import without_transforms
+from torchjac.evaluation.surroundings import compiling, without_transforms
 from torchjac.planning.modes import HESSIAN_MODES, MODES
 from torchjac.structure.blocks import LAYOUTS
 from torchjac.structure.coloring import Coloring
@@ -64,7 +64,8 @@ class Options(NamedTuple):
         """Refuse what cannot be meant, naming the call and what would be right."""
         check_function(name, func)
         rest = (has_aux, return_value, mode, chunk_size, check, sparsity, layout)
-        if type(argnums) is int and sparsity is None:
+        # The compiler warns of what remembers anything.
+        if type(argnums) is int and sparsity is None and not compiling():
             try:
                 return _kept(name, argnums, *rest)
             except TypeError:  # an option that cannot be hashed is refused in words below
