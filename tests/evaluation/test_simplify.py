@@ -144,6 +144,14 @@ def test_strides_that_are_relied_on_stay() -> None:
     assert_same(lambda x: [torch.as_strided(x.T.clone() * 1.0, (3,), (2,)), x.T.clone()], X)
 
 
+def test_what_is_expanded_is_copied_where_no_view_spans_it() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        spread = x[None].expand(4, 1, 2, 3).transpose(0, 1).clone()
+        return [spread.view(1, 8, 3)]
+
+    assert_same(function, X[None])
+
+
 def test_what_is_changed_in_place_may_start_as_seeds() -> None:
     def function(x: Tensor) -> list[Tensor]:
         seeds = torch.eye(2, dtype=x.dtype)[:, :, None].expand(2, 2, 3) * x

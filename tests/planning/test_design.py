@@ -8,6 +8,7 @@ from torch import nn
 
 import torchjac
 from tests.sparse import DETECTS, arrow, point, rosenbrock, tridiagonal
+from torchjac.evaluation.programs.program import Program
 from torchjac.planning.plans import design
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
@@ -198,6 +199,29 @@ def test_more_chunks_than_are_written_out_are_left_to_the_derivative_itself():
     torch.testing.assert_close(
         plan(point(40)), torch.func.jacrev(lambda x: x.cumsum(0).sin())(point(40))
     )
+
+
+def test_a_trace_that_does_not_run_is_left_to_the_derivative_itself():
+    net, x = (
+        nn.LSTM(3, 4),
+        torch.randn(5, 3),
+    )  # single precision: oneDNN, which keeps less without a graph
+
+    def func(x):
+        return net(x)[0]
+
+    plan = torchjac.jac(func).plan(x)
+    torch.testing.assert_close(plan(x), torchjac.jac(func, mode="reverse", chunk_size=1)(x))
+
+
+def test_why_a_trace_did_not_run_is_said(monkeypatch):
+    def refused(self, *tensors):
+        raise RuntimeError("no kernel\nwith a long story")
+
+    monkeypatch.setattr(Program, "__call__", refused)
+    plan = torchjac.jac(wide).plan(point(12))
+    assert "by sizes alone: what was traced does not run: no kernel\n" in str(plan)
+    torch.testing.assert_close(plan(point(12)), torch.func.jacrev(wide)(point(12)))
 
 
 @pytest.mark.parametrize(

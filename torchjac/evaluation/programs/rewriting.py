@@ -199,9 +199,13 @@ class Rewriter:
 
     def can_view(self, value: Node, shape: Sequence[int]) -> Tensor | None:
         """A fake view of ``value`` in this shape, None where its strides allow none."""
+        like = self.like(value)
         refused = contextlib.suppress(RuntimeError, ValueError)
-        with refused, quietly(), self._mode, torch.no_grad():
-            view: Tensor = aten.view.default(self._as_fake(value), list(shape))
+        with refused, quietly(), torch.no_grad():
+            # Fake tensors allow views of expanded ones that PyTorch does not, those on "meta" do not.
+            torch.empty_strided(like.shape, like.stride(), device="meta").view(list(shape))
+            with self._mode:
+                view: Tensor = aten.view.default(self._as_fake(value), list(shape))
             return view
         return None
 

@@ -21,7 +21,7 @@ from torchjac.evaluation.probes import (
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, has_values, out_of_inference
 from torchjac.planning.attempt import attempt
-from torchjac.planning.fallback import warn_user
+from torchjac.planning.fallback import reason_of, warn_user
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Record
 from torchjac.planning.plans.candidates import inputs_of
@@ -146,8 +146,12 @@ def try_out(problem: Problem, record: Record, found: Design, draw: Draw) -> None
     chosen, tensors, record = found.chosen, as_dense(inputs_of(problem)), record.apart()
     assert chosen.program is not None
     assert found.linear is not None
-    with draw.aside():
-        returned = chosen.program(*tensors)
+    try:
+        with draw.aside():
+            returned = chosen.program(*tensors)
+    except Exception as error:
+        # The function itself has been evaluated here: PyTorch told the trace of other results than it gives.
+        raise UntraceableError(f"what was traced does not run: {reason_of(error)}") from error
     answer = chosen.answer(returned, len(problem.primals), problem.outcome())
     with draw.aside(), torch.no_grad():
         answer.values, answer.carried = found.linear.at(tensors).evaluated()
