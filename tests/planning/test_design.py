@@ -196,6 +196,8 @@ def test_chunks(chunk_size, size, said):
 def test_more_chunks_than_are_written_out_are_left_to_the_derivative_itself():
     plan = torchjac.jac(lambda x: x.cumsum(0).sin(), chunk_size=1).plan(point(40))
     assert "by sizes alone: it takes 40 chunks" in str(plan)
+    assert "40 passes, in 40 chunks of 1" in str(plan)
+    assert plan.chunk_size == 1
     torch.testing.assert_close(
         plan(point(40)), torch.func.jacrev(lambda x: x.cumsum(0).sin())(point(40))
     )

@@ -113,7 +113,7 @@ chosen
   forward and reverse mode, 3 row and column colours, the cheapest, counted
   at 0.68 of the cost of the next best
 runs
-  3 passes, at once
+  3 passes (1 + 2), each at once
   as a graph of 12 operations, compiled; about 123kB at the peak"""
 
 
@@ -139,7 +139,7 @@ chosen
   through a waist of 4: J[64×4] against · J[4×64] along, the fastest, measured
   at 0.93 of the cost of the next best
 runs
-  8 passes, at once
+  8 passes (4 + 4), each at once
   as a graph of 12 operations, operation by operation; about 123kB at the peak"""  # noqa: E501
 
 

@@ -102,6 +102,25 @@ def test_the_example_of_the_docs_takes_32_passes():
     torch.testing.assert_close(plan(x), torch.func.jacrev(func)(x))
 
 
+@pytest.mark.parametrize(
+    ("chunk_size", "size", "said"),
+    [
+        (1, 1, "10 passes (5 + 5), in 10 chunks of 1"),
+        (3, 3, "10 passes (5 + 5), in 4 chunks of 3"),
+        (7, 5, "10 passes (5 + 5), each at once"),
+        ("auto", 5, "10 passes (5 + 5), each at once"),
+    ],
+)
+def test_chunks_of_a_waist(chunk_size, size, said):
+    func, x = mlp(400, 200, 5, 200, 300), numbers(400)
+    plan = torchjac.jac(func, chunk_size=chunk_size).plan(x)
+    assert (plan.mode, plan.passes, plan.chunk_size) == (BOTH, 10, size)
+    assert said in str(plan)
+    products = [n for n in plan._program.graph.graph.nodes if n.target is torch.ops.aten.mm.default]
+    assert max(len(node.meta["val"]) for node in products[:-1]) == size  # the last joins the two
+    torch.testing.assert_close(plan(x), torch.func.jacrev(func)(x))
+
+
 THREE = numbers(3, 400)
 
 

@@ -112,6 +112,11 @@ class Bracketing:
     passes: int
     tree: Tree
 
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """How many seeds are sent through each stretch, from the left to the right."""
+        return _runs(self.tree)
+
     def __str__(self) -> str:
         return self._words(self.tree)
 
@@ -133,6 +138,14 @@ class Bracketing:
 
     def _shape(self, start: int, end: int) -> str:
         return f"J[{self.sizes[start]}×{self.sizes[end]}]"
+
+
+def _runs(tree: Tree) -> tuple[int, ...]:
+    if isinstance(tree, Product):
+        return (*_runs(tree.left), *_runs(tree.right))
+    if isinstance(tree, ContinueAlong | ContinueAgainst):
+        return (*_runs(tree.matrix), tree.seeds)
+    return (tree.seeds,)
 
 
 def bracket(

@@ -32,13 +32,14 @@ from torchjac.planning.chunks import (
     bytes_per_pass,
     choose_chunk_size,
 )
+from torchjac.planning.compressed import Compression
 from torchjac.planning.plans.costs import Cost, cost_of
 from torchjac.planning.plans.waists import Waist, multiplied, prepare_factors
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 
-__all__ = ["Candidate", "inputs_of", "linearized", "passes_of", "traced", "with_program"]
+__all__ = ["Candidate", "inputs_of", "linearized", "passes_of", "runs_of", "traced", "with_program"]
 
 # Chunks are written out one after another, and a graph of many is slow to make.
 _MOST_CHUNKS = 32
@@ -72,6 +73,10 @@ class Candidate:
         """Whether it takes the traced backward pass as it is."""
         return self.way.direction == "reverse" and not self.way.both and self.waist is None
 
+    def chunks_of(self, runs: Sequence[int]) -> int:
+        """How many chunks the seeds of so many runs are sent in."""
+        return sum(-(-seeds // max(self.chunk_size, 1)) for seeds in runs)
+
     def is_bare(self, give: Callable[[Any, Answer], Any], call: Any, outcome: Any) -> bool:
         """Whether the first tensor that the program returns is what ``give`` hands out, as it is."""
         if len(self.blocks) != 1 or self.blocks[0] is not None or call.options.has_aux:
@@ -104,7 +109,9 @@ def linearized(problem: Problem) -> LinearGraph:
 
     def function(tensors: Sequence[Tensor]) -> Any:
         flat = substituted(tensors)
-        return flat if problem.order == 1 else Jacobian(flat, "reverse", vectorise=True)
+        if problem.order == 1:
+            return flat
+        return Jacobian(flat, "reverse", vectorise=problem.chunk_size != 1)
 
     return linear_graph(function, problem.primals, others)
 
@@ -117,11 +124,13 @@ def traced(
     first = dataclasses.replace(problem, order=1)  # a gradient's elements are outputs here
     passes = waist.passes if waist else passes_of(first, way, counts)
     colored = problem.compression is not None
-    chunked = passes if waist else _chunk_size(problem, linear, passes)
+    whole = Candidate(name, way, passes, passes, colored, waist)
+    most = max(runs_of(whole, problem.compression))
+    chunked = _chunk_size(problem, linear, most)
     found = []
     # All at once first: most of what identity seeds cost vanishes, and then chunks save nothing.
-    for size in dict.fromkeys([chunked if problem.chunk_size != "auto" else passes, chunked]):
-        candidate = Candidate(name, way, passes, max(size, 1), colored, waist)
+    for size in dict.fromkeys([chunked if problem.chunk_size != "auto" else most, chunked]):
+        candidate = dataclasses.replace(whole, chunk_size=max(size, 1))
         try:
             found.append(with_program(problem, linear, candidate))
         except UntraceableError as error:
@@ -138,7 +147,7 @@ def _time(candidate: Candidate) -> float:
 
 def with_program(problem: Problem, linear: LinearGraph, candidate: Candidate) -> Candidate:
     """Trace the derivative in the way of ``candidate``, or raise `UntraceableError`."""
-    chunks = -(-candidate.passes // max(candidate.chunk_size, 1))
+    chunks = candidate.chunks_of(runs_of(candidate, problem.compression))
     if chunks > _MOST_CHUNKS or chunks * len(linear.linear) > _MOST_OPERATIONS:
         raise UntraceableError(f"it takes {chunks} chunks")
     blocks: list[BlockIndex | None] = []
@@ -209,6 +218,16 @@ def passes_of(problem: Problem, way: Way, output_counts: Sequence[int]) -> int:
         return Layout(problem.primals, batched=problem.batched).total
     rows = problem.rows(output_counts)
     return rows if problem.order == 1 else rows * sum(p.numel() for p in problem.primals)
+
+
+def runs_of(candidate: Candidate, compression: Compression | None) -> tuple[int, ...]:
+    """How many seeds share an engine: there are several through a waist, and where colours go both ways."""
+    if candidate.waist is not None:
+        return candidate.waist.bracketing.runs
+    if candidate.colored and candidate.way.both and compression is not None:
+        coloring = compression.coloring(candidate.way)
+        return coloring.num_column_colors, coloring.num_row_colors
+    return (candidate.passes,)
 
 
 def _chunk_size(problem: Problem, linear: LinearGraph, passes: int) -> int:

@@ -62,7 +62,7 @@ def design(problem: Problem, record: Record, *, tune: bool) -> Design:
         *(traced(colored, linear, way, _color_words(found, way)) for way in _color_ways(colored)),
     ]
     if waist is not None:
-        way = Way("reverse", True, record.ways[0].inner)
+        way = Way("reverse", problem.chunk_size != 1, record.ways[0].inner)
         name = f"through a waist of {waist.narrowest}: {waist.bracketing}"
         considered.append(traced(problem, linear, way, name, waist))
     ready = [candidate for candidate in considered if candidate.program is not None]
@@ -111,14 +111,21 @@ def _refuse_inner_forward(record: Record) -> None:
 def _plain(problem: Problem, record: Record) -> Candidate:
     """What is done without a plan."""
     way = record.next_way
-    passes = passes_of(problem, way, record.output_counts)
-    return Candidate(_words(way), way, passes, passes, problem.compression is not None)
+    return _by_sizes(problem, record, way, _words(way), problem.compression is not None)
 
 
 def _untraced(problem: Problem, record: Record, way: Way) -> Candidate:
     """A way through the function itself, for its time to be taken."""
+    return _by_sizes(problem, record, way, f"{_words(way)}, not traced")
+
+
+def _by_sizes(
+    problem: Problem, record: Record, way: Way, name: str, colored: bool = False
+) -> Candidate:
     passes = passes_of(problem, way, record.output_counts)
-    return Candidate(f"{_words(way)}, not traced", way, passes, passes)
+    asked = problem.chunk_size if way.vectorised else 1
+    size = passes if asked in ("auto", None) else min(passes, int(asked))
+    return Candidate(name, way, passes, size, colored)
 
 
 def _words(way: Way) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torchjac.planning.captured.bindings import noun
-from torchjac.planning.plans.candidates import Candidate
+from torchjac.planning.plans.candidates import Candidate, runs_of
 from torchjac.structure.components import count_components
 
 if TYPE_CHECKING:
@@ -111,9 +111,13 @@ def _chosen(plan: Plan) -> list[str]:
 
 def _runs(plan: Plan) -> list[str]:
     chosen = plan._design.chosen
-    chunks = -(-chosen.passes // max(chosen.chunk_size, 1))
-    how = "at once" if chunks <= 1 else f"in {chunks} chunks of {chosen.chunk_size:,}"
-    lines = ["runs", f"  {chosen.passes:,} {'pass' if chosen.passes == 1 else 'passes'}, {how}"]
+    runs = runs_of(chosen, plan._design.compression)
+    chunks = chosen.chunks_of(runs)
+    what = f"{chosen.passes:,} {'pass' if chosen.passes == 1 else 'passes'}"
+    what += f" ({' + '.join(f'{seeds:,}' for seeds in runs)})" if len(runs) > 1 else ""
+    how = "at once" if len(runs) == 1 else "each at once"
+    how = how if chunks <= len(runs) else f"in {chunks} chunks of {chosen.chunk_size:,}"
+    lines = ["runs", f"  {what}, {how}"]
     if plan._program is None:
         lines.append("  through the function itself, as the transform does without a plan")
         return lines

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torchjac.evaluation.engines import Direction, Engine
 from torchjac.evaluation.evaluator import run
 from torchjac.evaluation.programs.linear import LinearGraph, Point
 from torchjac.foundations.layout import Layout
-from torchjac.foundations.seeds import IdentitySeeds, MatrixSeeds
+from torchjac.foundations.seeds import IdentitySeeds, MatrixSeeds, Seeds
 from torchjac.planning.compressed import Compression
 from torchjac.planning.plans.brackets import (
     Against,
@@ -157,7 +158,7 @@ def multiplied(problem: Problem, way: Way, waist: Waist) -> Answer:
     """Multiply the chain out at a point, and cut the matrix into the leaves of the Jacobian."""
     point = problem.point
     assert point is not None
-    matrix = _matrix(point, waist, waist.bracketing.tree)
+    matrix = _Factors(point, waist, problem.chunk_size).matrix(waist.bracketing.tree)
     rows = _spread(waist, matrix, waist.cuts[0], point.seeds, dim=-2)
     first = 1 if waist.batched else 0
     leaves = []
@@ -188,48 +189,55 @@ def _spread(
     return [None if node is None else parts.get(node) for node in wanted]
 
 
-def _matrix(point: Point, waist: Waist, tree: Tree) -> Tensor:
-    """The matrix of a stretch of the chain, or of each sample: a row for each element where it starts."""
-    if isinstance(tree, Product):
-        return _matrix(point, waist, tree.left) @ _matrix(point, waist, tree.right)
-    start, end = waist.cuts[tree.start], waist.cuts[tree.end]
-    if isinstance(tree, Along | Against):
-        direction: Direction = "reverse" if isinstance(tree, Along) else "forward"
-        engine = point.stretch(direction, start, end)
-        factor = waist.factors.get(tree.start) if tree.end == tree.start + 1 else None
-        if factor is not None:
-            return _recovered(engine, factor)
-        side = engine.values if direction == "reverse" else engine.primals
-        found = _joined(run(engine, IdentitySeeds(_layout(waist, side)), None), waist.batched)
-        return found if direction == "reverse" else found.mT
-    known = _matrix(point, waist, tree.matrix)
-    if isinstance(tree, ContinueAgainst):
-        engine = point.stretch("forward", start, waist.cuts[tree.matrix.start])
-        seeds = MatrixSeeds(_layout(waist, engine.primals), known.mT)
-        return _joined(run(engine, seeds, None), waist.batched).mT
-    engine = point.stretch("reverse", waist.cuts[tree.matrix.end], end)
-    seeds = MatrixSeeds(_layout(waist, engine.values), known)
-    return _joined(run(engine, seeds, None), waist.batched)
+@dataclass(frozen=True)
+class _Factors:
+    """The chain at a point, whose factors are made in chunks of so many seeds; None for all at once."""
 
+    point: Point
+    waist: Waist
+    chunk_size: Any
 
-def _layout(waist: Waist, leaves: Sequence[Tensor]) -> Layout:
-    return Layout(leaves, batched=waist.batched)
+    def matrix(self, tree: Tree) -> Tensor:
+        """That of a stretch, or of each sample: a row for each element where it starts."""
+        if isinstance(tree, Product):
+            return self.matrix(tree.left) @ self.matrix(tree.right)
+        start, end = self.waist.cuts[tree.start], self.waist.cuts[tree.end]
+        if isinstance(tree, Along | Against):
+            direction: Direction = "reverse" if isinstance(tree, Along) else "forward"
+            engine = self.point.stretch(direction, start, end)
+            factor = self.waist.factors.get(tree.start) if tree.end == tree.start + 1 else None
+            if factor is not None:
+                return self._recovered(engine, factor)
+            side = engine.values if direction == "reverse" else engine.primals
+            found = self._products(engine, IdentitySeeds(self._layout(side)))
+            return found if direction == "reverse" else found.mT
+        known = self.matrix(tree.matrix)
+        if isinstance(tree, ContinueAgainst):
+            engine = self.point.stretch("forward", start, self.waist.cuts[tree.matrix.start])
+            return self._products(engine, MatrixSeeds(self._layout(engine.primals), known.mT)).mT
+        engine = self.point.stretch("reverse", self.waist.cuts[tree.matrix.end], end)
+        return self._products(engine, MatrixSeeds(self._layout(engine.values), known))
 
+    def _layout(self, leaves: Sequence[Tensor]) -> Layout:
+        return Layout(leaves, batched=self.waist.batched)
 
-def _recovered(engine: Engine, factor: Compression) -> Tensor:
-    """The matrix of one stretch, read off the products with the colours of its own pattern."""
-    way = _ALONG if engine.direction == "reverse" else _AGAINST
-    side = engine.values if engine.direction == "reverse" else engine.primals
-    seeds = factor.seeds(way, engine.direction, Layout(side))
-    (products,) = run(engine, seeds, None)
-    blocks = factor.blocks(way, {engine.direction: products}, engine.values, engine.primals)
-    return _joined(
-        [
-            [block.laid_out(torch.strided).reshape(value.numel(), -1) for block in row]
-            for row, value in zip(blocks, engine.values, strict=True)
-        ],
-        batched=False,
-    )
+    def _products(self, engine: Engine, seeds: Seeds) -> Tensor:
+        return _joined(run(engine, seeds, self.chunk_size), self.waist.batched)
+
+    def _recovered(self, engine: Engine, factor: Compression) -> Tensor:
+        """The matrix of one stretch, read off the products with the colours of its own pattern."""
+        way = _ALONG if engine.direction == "reverse" else _AGAINST
+        side = engine.values if engine.direction == "reverse" else engine.primals
+        seeds = factor.seeds(way, engine.direction, Layout(side))
+        (products,) = run(engine, seeds, self.chunk_size)
+        blocks = factor.blocks(way, {engine.direction: products}, engine.values, engine.primals)
+        return _joined(
+            [
+                [block.laid_out(torch.strided).reshape(value.numel(), -1) for block in row]
+                for row, value in zip(blocks, engine.values, strict=True)
+            ],
+            batched=False,
+        )
 
 
 def _joined(blocks: list[list[Tensor]], batched: bool) -> Tensor:
