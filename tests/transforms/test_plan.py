@@ -11,6 +11,7 @@ import torchjac
 from tests.cases import CASES, Case
 from tests.sparse import DETECTS, arrow, point, tridiagonal
 from tests.transforms.curves import LAYOUTS, MATRIX, X, curve
+from torchjac.errors import PlanMismatchError
 from torchjac.foundations.pytree import map_tree
 
 pytestmark = [
@@ -191,6 +192,41 @@ def test_whatever_the_strides_at_the_plan_and_at_the_call(planned: str, func: st
     for here in strided.values():
         expected = torch.func.jacrev(lambda x: run(x * 1))(here)
         torch.testing.assert_close(plan(here), expected)
+
+
+def written_into(x: Tensor) -> Tensor:
+    """What is reshaped is a view of ``y`` for some strides, and a copy for others."""
+    y = x * 1
+    y.T.reshape(-1).add_(1.0)
+    return y**2
+
+
+ASKING_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "is_contiguous": lambda x: (x if x.is_contiguous() else x.T).reshape(-1) ** 2,
+    "stride": lambda x: x * x.stride(0),
+    "as_strided": lambda x: torch.as_strided(x, (3, 4), (1, 3)) ** 2,
+    "a copy or a view": written_into,
+}
+
+
+@pytest.mark.parametrize("func", ASKING_FUNCTIONS)
+def test_a_function_that_strides_make_another_one(func: str) -> None:
+    run, strided = ASKING_FUNCTIONS[func], matrices()
+    plan = torchjac.jac(run).plan(strided["contiguous"])
+    x = strided["with an offset"]
+    torch.testing.assert_close(plan(x), torch.func.jacrev(run)(x))
+    expected = r"argument 0: stride \(4, 1\) was planned, got \(1, 3\)"
+    for call in (plan, plan.verify, lambda x: torch.func.vmap(plan)(x[None])):
+        with pytest.raises(PlanMismatchError, match=expected):
+            call(strided["transposed"])
+
+
+def test_a_function_that_asks_for_strides_which_its_trace_would_not_have() -> None:
+    run, strided = ASKING_FUNCTIONS["is_contiguous"], matrices()
+    plan = torchjac.jac(run).plan(strided["every second row"])
+    assert "by sizes alone: it asks for strides" in str(plan)
+    for name in ("contiguous", "transposed"):
+        torch.testing.assert_close(plan(strided[name]), torch.func.jacrev(run)(strided[name]))
 
 
 def test_the_same_tensor_twice_is_two_arguments() -> None:

@@ -30,6 +30,7 @@ from torchjac.evaluation.programs.seedwise import is_linear
 from torchjac.evaluation.programs.tracing import (
     UntraceableError,
     as_functional,
+    asks_for_strides,
     for_any_strides,
     trace,
 )
@@ -66,6 +67,7 @@ class LinearGraph:
         self.values: list[Node] = returned[:num_values]
         self.carried: list[Node] = returned[num_values : num_values + num_carried]
         self.products: list[Node | None] = returned[num_values + num_carried :]
+        self.asks_for_strides = asks_for_strides(graph)
         self.linear = _between(nodes, self.seeds, [p for p in self.products if p is not None])
         """The operations on the way from the seeds to the products, in order."""
 

@@ -28,6 +28,7 @@ from torchjac.foundations.strides import dense_stride, is_dense
 __all__ = [
     "UntraceableError",
     "as_functional",
+    "asks_for_strides",
     "captured_tensors",
     "draws_random_numbers",
     "for_any_strides",
@@ -75,8 +76,9 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
     if not all(map(is_dense, tensors)):
         raise UntraceableError("it takes a sparse or nested tensor")
 
+    calls = _Calls()
+
     def watched(*tensors: Tensor) -> Any:
-        calls = _Calls()
         with _Watched(calls), calls:
             return function(*tensors)
 
@@ -103,7 +105,19 @@ def trace(function: TensorFunction, tensors: Sequence[Tensor]) -> GraphModule:
             raise UntraceableError(_reason(error)) from error
     _complete(graph, mode)
     _refuse_changes(graph)
+    changes = any(_changed_by(node) for node in graph.graph.nodes)
+    graph.meta[_STRIDES] = calls.asks_for_strides or (changes and calls.may_copy)
+    if asks_for_strides(graph) and any(t.stride() != dense_stride(t) for t in tensors):
+        raise UntraceableError("it asks for strides, and a trace is made for those of copies")
     return graph
+
+
+_STRIDES = "torchjac_asks_for_strides"
+
+
+def asks_for_strides(graph: GraphModule) -> bool:
+    """Whether what was traced could be something else for tensors with other strides."""
+    return bool(graph.meta.get(_STRIDES))
 
 
 @contextlib.contextmanager
@@ -120,19 +134,31 @@ def quietly() -> Iterator[None]:
 _CAPTURED = "it looks at values of a captured tensor"
 # Tensors of numbers that the function itself writes down are lifted into a trace, and never change.
 _LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default}
-_WAYS_OUT = {
-    getattr(Tensor, name)
-    for name in ("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
-    if hasattr(Tensor, name)
-}
+
+
+def _named(*names: str) -> set[Any]:
+    """The methods and functions of these names, as far as PyTorch has them."""
+    return {getattr(of, name) for of in (Tensor, torch) for name in names if hasattr(of, name)}
+
+
+_WAYS_OUT = _named("tolist", "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage")
 _ASKED = {inspect.getattr_static(Tensor, name).__get__ for name in ("grad", "_version")}
+_STRIDED = _named(
+    "stride", "is_contiguous", "storage_offset", "dim_order", "as_strided", "as_strided_"
+)
+_STRIDED |= _named("as_strided_scatter", "as_strided_copy", "is_set_to", "untyped_storage", "set_")
+# Views or copies, as strides will have it: whoever writes into one can tell which.
+_MAY_COPY = _named("reshape", "reshape_as", "flatten", "ravel", "contiguous", "to")
 # PyTorch switches all modes off for it, so that nothing of it is seen later.
 _INTO_TEXT = {Tensor.__repr__, Tensor.__format__}
 
 
 class _Calls(TorchFunctionMode):
-    """Sees values being taken out of tensors where no operation is dispatched for it."""
+    """Sees what tensors are asked for where no operation is dispatched for it: values, strides."""
 
+    asks_for_strides = False
+    may_copy = False
+    """Whether something was called that returns a view or a copy."""
     reads_list: bool | None = None
     """Whether captured tensors are in a list that is given to the call in progress, if one is seen."""
 
@@ -141,6 +167,8 @@ class _Calls(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
+        self.asks_for_strides |= func in _STRIDED
+        self.may_copy |= func in _MAY_COPY
         if func in _INTO_TEXT:
             raise UntraceableError("it turns a tensor into text")
         if func in _ASKED and not all(map(is_fake, _tensors(args[:1]))):
@@ -310,6 +338,7 @@ def as_functional(graph: GraphModule) -> GraphModule:
         return torch.func.functionalize(graph.forward, remove="mutations")(*tensors)
 
     found = trace(functional, inputs)
+    found.meta[_STRIDES] = asks_for_strides(graph)
     for node in list(found.graph.nodes):
         if node.target is torch.ops.aten.copy.default:
             _replace_copy(found, node)

@@ -104,7 +104,8 @@ def _by_way(plan: Plan, candidate: Candidate) -> Plan:
         warnings.simplefilter("ignore")  # it is not taken then
         try_out(problem, plan._record, found, Draw(problem.primals))
     bare = candidate.is_bare(plan._transform.give, plan._call, problem.outcome())
-    arguments = Arguments(*plan._fields.given, inputs_of(problem), is_bare=bare)
+    given, strides = plan._fields.given, found.asks_for_strides
+    arguments = Arguments(*given, inputs_of(problem), is_bare=bare, strides=strides)
     return dataclasses.replace(
         plan, _design=found, _program=candidate.program, _arguments=arguments
     )

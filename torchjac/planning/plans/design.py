@@ -45,6 +45,11 @@ class Design:
     linear: LinearGraph | None = None
     """What was traced."""
 
+    @property
+    def asks_for_strides(self) -> bool:
+        """Whether it holds for arguments with these strides alone."""
+        return self.linear is not None and self.linear.asks_for_strides
+
 
 def design(problem: Problem, record: Record, *, tune: bool) -> Design:
     """Work out the ways that the options leave, and choose one."""

@@ -16,17 +16,26 @@ __all__ = ["Arguments", "Fields", "are_plain", "as_dense"]
 
 
 class Fields:
-    """The tree, shapes, dtypes, devices and plain values of a call's arguments."""
+    """The tree, shapes, dtypes, devices and plain values of a call's arguments.
 
-    def __init__(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        self._arguments = _described(args, kwargs)
+    Args:
+        args: the positional ones.
+        kwargs: those by keyword.
+        strides: whether they count too.
+    """
+
+    def __init__(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, strides: bool = False
+    ) -> None:
+        self._strides = strides
+        self._arguments = _described(args, kwargs, strides)
         leaves, spec = flatten((tuple(args), dict(kwargs)))
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = unflatten(leaves, spec)
         """The arguments, in trees that nobody else can change."""
 
     def differences(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
         """Say of every field that differs what was planned and what came."""
-        now, planned = _described(args, kwargs), self._arguments
+        now, planned = _described(args, kwargs, self._strides), self._arguments
         found = [f"{name} was planned, and is missing" for name in planned if name not in now]
         found += [f"{name} was not planned" for name in now if name not in planned]
         for name, (spec, leaves) in planned.items():
@@ -46,29 +55,35 @@ class Fields:
     def lines(self) -> list[str]:
         """A line for every argument."""
         return [
-            f"{name}: {', '.join(' '.join(map(str, leaf.values())) for leaf in leaves)}"
+            f"{name}: {', '.join(map(_words, leaves))}"
             for name, (_, leaves) in self._arguments.items()
         ]
 
 
+def _words(leaf: Mapping[str, Any]) -> str:
+    return " ".join(f"stride {v}" if field == "stride" else str(v) for field, v in leaf.items())
+
+
 def _described(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
+    args: Sequence[Any], kwargs: Mapping[str, Any], strides: bool
 ) -> dict[str, tuple[TreeSpec, list[dict[str, Any]]]]:
     named = {f"argument {number}": arg for number, arg in enumerate(args)}
     named.update({f"keyword {name!r}": arg for name, arg in kwargs.items()})
     described = {}
     for name, argument in named.items():
         leaves, spec = flatten(argument)
-        described[name] = spec, [_leaf(leaf) for leaf in leaves]
+        described[name] = spec, [_leaf(leaf, strides) for leaf in leaves]
     return described
 
 
-def _leaf(leaf: Any) -> dict[str, Any]:
+def _leaf(leaf: Any, strides: bool) -> dict[str, Any]:
     if isinstance(leaf, Tensor):
         shape = None if leaf.is_nested else tuple(leaf.shape)
         kind = {"shape": shape, "dtype": leaf.dtype, "device": leaf.device}
+        if is_dense(leaf):
+            return {**kind, "stride": leaf.stride()} if strides else kind
         layout = f"nested {leaf.layout}" if leaf.is_nested else leaf.layout
-        return kind if is_dense(leaf) else {**kind, "layout": layout}
+        return {**kind, "layout": layout}
     return {"value": leaf}
 
 
@@ -102,6 +117,7 @@ class Arguments:
         kwargs: its keyword arguments.
         inputs: the tensors that the program takes.
         is_bare: whether the user gets the program's first result as it is.
+        strides: whether others than those that were planned for are refused.
     """
 
     def __init__(
@@ -111,6 +127,7 @@ class Arguments:
         inputs: Sequence[Tensor],
         *,
         is_bare: bool,
+        strides: bool = False,
     ) -> None:
         self.is_bare, self.planned = is_bare, inputs
         self._strides = [dense_stride(tensor) for tensor in inputs]
@@ -124,6 +141,7 @@ class Arguments:
             and all(id(t) in at for t in inputs)
         ):
             self._kinds = [(arg.shape, arg.dtype, arg.device) for arg in args]
+            self._fixed = [arg.stride() for arg in args] if strides else None
             self._order = [at[id(tensor)] for tensor in inputs]
             self._in_order = self._order == list(range(len(args)))
 
@@ -141,6 +159,8 @@ class Arguments:
                 or arg.device != device
             ):
                 return None
+        if self._fixed is not None and self._fixed != [arg.stride() for arg in args]:
+            return None
         return args if self._in_order else [args[at] for at in self._order]
 
     def laid_out(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
