@@ -16,6 +16,7 @@ import torchjac
 from tests.sparse import DETECTS
 from tests.transforms.planned import X
 from torchjac.errors import DerivativeMismatchWarning, PlanError, TorchjacError
+from torchjac.planning.plans import proof
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="plans take torch 2.1")
 
@@ -126,6 +127,25 @@ def test_a_hessian_that_is_off(spoil: Spoil) -> None:
         "derivative back on purpose (detach, no_grad) or have a kink here; else please report it. "
         "torchjac.testing.check_jac shows where."
     )
+
+
+def test_a_forward_rule_that_is_wrong_is_not_held_against_a_hessian() -> None:
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64).sin().reshape(3, 3)
+    x = x + torch.eye(3, dtype=torch.float64)
+    plan = torchjac.hessian(torch.det).plan(x)
+    torch.testing.assert_close(plan(x), torch.func.jacrev(torch.func.jacrev(torch.det))(x))
+    assert plan.verify(x)
+    with pytest.raises(PlanError, match="a difference of gradients"):
+        spoiled(plan, scaled(1.01)).verify(x)
+
+
+def test_a_forward_pass_that_a_difference_supports_is_heard(monkeypatch: Any) -> None:
+    """The other two do not look: what a forward pass alone finds is found."""
+    monkeypatch.setattr(proof, "adjoint_probe", lambda *args, **how: None)
+    monkeypatch.setattr(proof, "difference_probe", lambda *args, **how: True)
+    plan = torchjac.jac(torch.sin).plan(X)
+    with pytest.raises(PlanError, match="disagrees with one plain forward pass"):
+        spoiled(plan, scaled(1.01)).verify(X)
 
 
 @pytest.mark.parametrize("spoil", [scaled(1.001), one_entry_off(1e-3, 4)])

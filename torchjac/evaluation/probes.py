@@ -24,6 +24,7 @@ __all__ = [
     "are_alike",
     "as_matrices",
     "difference_probe",
+    "forward_is_off",
     "forward_probe",
     "have_differences",
     "magnitude",
@@ -223,6 +224,22 @@ def plain_forward(
     except Exception:  # noqa: BLE001 - no forward rule
         return None
     return outputs, pushed
+
+
+def forward_is_off(function: FlatFunction, primals: Sequence[Tensor]) -> bool:
+    """Whether a plain forward pass itself disagrees with a central difference, as far as that tells."""
+    directions = random_like(primals)
+    found = plain_forward(function, primals, directions)
+    if found is None:
+        return False
+
+    def along(lengths: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        steps = zip(primals, directions, strict=True)
+        return function([p + lengths[0].to(p) * v for p, v in steps])
+
+    # The Jacobian of a function of one number is what the pass has found.
+    line = torch.zeros((), dtype=primals[0].dtype, device=primals[0].device)
+    return not difference_probe(along, [line], [[p] for p in found[1]], batched=False)
 
 
 def _are_finite(tensors: Sequence[Tensor]) -> bool:

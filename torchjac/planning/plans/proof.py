@@ -16,6 +16,7 @@ from torchjac.evaluation.probes import (
     adjoint_probe,
     are_alike,
     difference_probe,
+    forward_is_off,
     forward_probe,
 )
 from torchjac.evaluation.programs.tracing import UntraceableError
@@ -123,6 +124,9 @@ def _compared(
     return answer, recorded(problem, answer, draw)
 
 
+_FORWARD = "one plain forward pass"
+
+
 def _disagreements(
     problem: Problem, answer: Answer, graph: Graph, draw: Draw, slack: float = 0.0
 ) -> list[str]:
@@ -132,12 +136,15 @@ def _disagreements(
     if adjoint_probe(graph, answer.leaves, **how) is not None:
         found.append("one plain backward pass")
     if not forward_probe(function, problem.primals, answer.leaves, **how):
-        found.append("one plain forward pass")
+        found.append(_FORWARD)
     with torch.no_grad():
         if not difference_probe(function, problem.primals, answer.leaves, **how):
             found.append(
                 "a difference of gradients" if problem.order == 2 else "a central difference"
             )
+        # PyTorch's forward rules are wrong more often: a pass that a difference refutes too counts for nothing.
+        if found == [_FORWARD] and forward_is_off(function, problem.primals):
+            return []
     return found
 
 
