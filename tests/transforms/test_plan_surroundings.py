@@ -11,6 +11,7 @@ from torch import Tensor
 
 import torchjac
 from tests.transforms.planned import BY_SIZES, MARKS, MATRIX, X, Y, reason, single_passes
+from torchjac.errors import PlanMismatchError
 from torchjac.foundations.pytree import flatten
 
 pytestmark = MARKS
@@ -75,6 +76,21 @@ def test_what_was_made_on_another_default_device_is_not_in_the_plan() -> None:
             torchjac.jac(made_by_default)(Y)
     assert by_default.type == "meta"
     torch.testing.assert_close(plan(Y), single_passes(made_by_default, Y))
+
+
+def test_whether_algorithms_are_deterministic_at_the_plan_or_at_the_call() -> None:
+    def func(x: Tensor) -> Tensor:
+        return x * (3 if torch.are_deterministic_algorithms_enabled() else 2)
+
+    plan = torchjac.jac(func).plan(X)
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.testing.assert_close(plan(Y), 3 * torch.eye(4, dtype=torch.float64))
+        with pytest.raises(PlanMismatchError, match="and the plan is for"):
+            plan.compile()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(plan(Y), 2 * torch.eye(4, dtype=torch.float64))
 
 
 def in_half(x: Tensor) -> Tensor:

@@ -97,10 +97,15 @@ def nothing_around(*, autocast: bool = False) -> bool:
 _cpu = torch.device("cpu")
 
 
-def defaults() -> tuple[torch.dtype, torch.device | None]:
-    """What a new tensor is of, and where, if nobody says it; None where modes have a say in that."""
+def defaults() -> tuple[torch.dtype, torch.device | None, bool]:
+    """What a new tensor is of, and where, if nobody says it; and whether algorithms are deterministic.
+
+    The device is None where modes have a say in it. PyTorch's own functions are other ones where results
+    have to be the same every time. How products of single precision are rounded is nothing that PyTorch can
+    always be asked: where somebody has said it for one backend the question is an error.
+    """
     device = _default_device() if torch._C._len_torch_function_stack() else _cpu
-    return torch.get_default_dtype(), device
+    return torch.get_default_dtype(), device, torch.are_deterministic_algorithms_enabled()
 
 
 def _default_device() -> torch.device | None:

@@ -34,7 +34,7 @@ class Program:
         self.is_random = draws_random_numbers(graph)
         self._kinds = [(t, t.shape, _stride(t), t.dtype, t.device) for t in self.captured]
         self.defaults = defaults()
-        """They are written into the graph wherever the function made a tensor without saying of what."""
+        """They are written into the graph wherever the function left something to them."""
         self._run = run or lifted(graph, held)
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:

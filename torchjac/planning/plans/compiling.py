@@ -59,7 +59,7 @@ def _compiled(plan: Plan) -> Plan:
     assert program is not None
     plan._refuse_misfits(program)
     if defaults() != program.defaults:
-        then, now = (f"{dtype} on {device}" for dtype, device in (program.defaults, defaults()))
+        then, now = map(_words, (program.defaults, defaults()))
         raise PlanMismatchError(
             f"{plan._name}.compile(): new tensors are {now} by default, and the plan is for {then}. Compile "
             f"it under the defaults that it was made under, or make a new plan."
@@ -69,6 +69,11 @@ def _compiled(plan: Plan) -> Plan:
     if has_values(tensors):
         _compare(plan, program, made, tensors)
     return dataclasses.replace(plan, _program=made, _compiled=True)
+
+
+def _words(defaults: tuple[torch.dtype, torch.device | None, bool]) -> str:
+    dtype, device, deterministic = defaults
+    return f"{dtype} on {device}" + (", by deterministic algorithms," if deterministic else "")
 
 
 def _compiled_rival(plan: Plan) -> Plan | None:
