@@ -285,6 +285,12 @@ def test_the_chosen_way_is_marked_once():
     assert repr(plan) == "<Plan of jac(wide): reverse mode, 5 passes>"
 
 
+def test_what_zeros_leave_of_the_passes_is_said():
+    said = str(torchjac.jac(lambda x: x.sin() * x).plan(point(30)))
+    assert "30 passes, at once\n  about 3% of that is left: the zeros of the seeds" in said
+    assert "is left" not in str(torchjac.jac(wide).plan(point(12)))
+
+
 def test_independent_parts_are_counted():
     said = str(torchjac.jac(torch.sin, sparsity="detect").plan(point(40)))
     assert "40 independent parts" in said

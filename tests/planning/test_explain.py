@@ -30,7 +30,8 @@ def printed(plan: Any, costs: Sequence[tuple[int, ...]], seconds: Sequence[float
     chosen = considered[[one is design.chosen for one in design.considered].index(True)]
     reason = "the fastest, measured" if seconds else "the cheapest, counted"
     design = dataclasses.replace(design, considered=considered, chosen=chosen, reason=reason)
-    program = types.SimpleNamespace(num_operations=12, peak_bytes=123_456)
+    graph = plan._program.graph
+    program = types.SimpleNamespace(num_operations=12, peak_bytes=123_456, graph=graph)
     return str(dataclasses.replace(plan, _design=design, _program=program))
 
 

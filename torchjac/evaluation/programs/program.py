@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from torchjac.evaluation.programs.tracing import captured_tensors, draws_random_numbers
 from torchjac.evaluation.surroundings import defaults
 
 __all__ = ["Program"]
+
+aten = torch.ops.aten
 
 
 class Program:
@@ -66,20 +68,22 @@ class Program:
 
     @property
     def peak_bytes(self) -> int:
-        """What one run holds at most, estimated: every tensor from where it is made to its last use."""
-        last: dict[Any, Any] = {}
+        """What one run holds at most, estimated: all memory from where it is made to its last use."""
         nodes = list(self.graph.graph.nodes)
+        owners: dict[Any, Any] = {}  # by whom the memory was made that a node's result is in
+        last: dict[Any, Any] = {}
         for node in nodes:
+            owners[node] = node if (into := _lies_in(node)) is None else owners[into]
             for used in node.all_input_nodes:
-                last[used] = node
+                last[owners[used]] = node
         dies: dict[Any, list[Any]] = {}
-        for used, node in last.items():
-            dies.setdefault(node, []).append(used)
+        for owner, node in last.items():
+            dies.setdefault(node, []).append(owner)
         held = most = 0
         for node in nodes:
-            held += new_bytes(node)
+            held += new_bytes(node) if owners[node] is node else 0
             most = max(most, held)
-            held -= sum(new_bytes(used) for used in dies.get(node, ()))
+            held -= sum(new_bytes(owner) for owner in dies.get(node, ()))
         return most
 
 
@@ -87,15 +91,28 @@ def _stride(tensor: Tensor) -> tuple[int, ...] | None:
     return tensor.stride() if tensor.layout is torch.strided else None
 
 
+def _lies_in(node: Any) -> Any:
+    """Which operand's memory a result takes no more than, if there is one."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], Node):
+        return None
+    return node.args[0] if _is_view(node) or _writes_into_fresh(node) else None
+
+
+def _is_view(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or node.target is aten._unsafe_view.default:
+        return True  # without a schema one of several results is taken
+    # A reshape is written where no view is possible.
+    return (
+        any(r.alias_info is not None for r in schema.returns)
+        and node.target is not aten.reshape.default
+    )
+
+
 def new_bytes(node: Any) -> int:
     """The memory that an operation takes for its results; none for views."""
-    if node.op != "call_function":
+    if node.op != "call_function" or _is_view(node):
         return 0
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and any(r.alias_info is not None for r in schema.returns):
-        return 0
-    if schema is None:
-        return 0  # taking one of several results
     value = node.meta.get("val")
     results = value if isinstance(value, (tuple, list)) else (value,)
     return sum(t.numel() * t.element_size() for t in results if isinstance(t, Tensor))
@@ -122,7 +139,6 @@ def lifted(graph: GraphModule, held: dict[str, Tensor]) -> Callable[..., Sequenc
     return run.forward
 
 
-aten = torch.ops.aten
 _MAKERS = {aten.zeros.default, aten.new_zeros.default, aten.full.default, aten.new_full.default}
 _WRITERS = {
     aten.index_copy.default: aten.index_copy_.default,
@@ -137,8 +153,12 @@ _WRITERS = {
 def _write_into_fresh(nodes: Any) -> None:
     """Write into zeros that were made for that and that nobody else reads, instead of into a copy."""
     for node in nodes.nodes:
-        if node.target in _WRITERS:
-            into: Any = node.args[0]
-            alone = len(into.users) == 1 and into not in node.args[1:]
-            if into.target in _MAKERS and alone:
-                node.target = _WRITERS[node.target]
+        if _writes_into_fresh(node):
+            node.target = _WRITERS[node.target]
+
+
+def _writes_into_fresh(node: Any) -> bool:
+    if node.target not in _WRITERS:
+        return False
+    into: Any = node.args[0]
+    return into.target in _MAKERS and len(into.users) == 1 and into not in node.args[1:]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from torchjac.evaluation.programs.program import new_bytes
 from torchjac.planning.captured.bindings import noun
 from torchjac.planning.plans.candidates import Candidate, runs_of
 from torchjac.structure.components import count_components
@@ -13,8 +16,17 @@ if TYPE_CHECKING:
 
 __all__ = ["explain"]
 
+aten = torch.ops.aten
+
 # Of the entries: a picture of more would show nothing.
 _FULL = 0.5
+# Of the work: where more is left, the passes are what runs.
+_MOST = 0.5
+# They put entries where they belong.
+_PLACES = {
+    *(aten.zeros.default, aten.full.default, aten.eye.default, aten.diag_embed.default),
+    *(aten.index_copy.default, aten.index_put.default, aten.clone.default, aten.cat.default),
+}
 
 
 def explain(plan: Plan) -> str:
@@ -121,12 +133,26 @@ def _runs(plan: Plan) -> list[str]:
     if plan._program is None:
         lines.append("  through the function itself, as the transform does without a plan")
         return lines
+    if (left := _left(plan)) < _MOST:
+        lines.append(
+            f"  about {left:.0%} of that is left: the zeros of the seeds are worked in already"
+        )
     kind = "compiled" if plan._compiled else "operation by operation"
     lines.append(
         f"  as a graph of {plan._program.num_operations} operations, {kind}; "
         f"about {_short(plan._program.peak_bytes)}B at the peak"
     )
     return lines
+
+
+def _left(plan: Plan) -> float:
+    """The part of what passes with an identity write that the graph still writes, places not counted."""
+    chosen, linear, program = plan._design.chosen, plan._design.linear, plan._program
+    if chosen.colored or chosen.waist is not None or linear is None or program is None:
+        return 1.0
+    whole = chosen.passes * sum(map(new_bytes, linear.linear))
+    written = [node for node in program.graph.graph.nodes if node.target not in _PLACES]
+    return sum(map(new_bytes, written)) / max(whole, 1)
 
 
 def _short(number: float) -> str:
