@@ -221,6 +221,14 @@ def test_a_function_that_strides_make_another_one(func: str) -> None:
             call(strided["transposed"])
 
 
+def test_what_a_derivative_asks_itself_is_not_asked_by_the_function() -> None:
+    strided = matrices()
+    plan = torchjac.hessian(lambda x: x.sin().sum()).plan(strided["contiguous"])
+    x = strided["transposed"]
+    expected = torch.diag(-x.sin().reshape(-1)).reshape(3, 4, 3, 4)
+    torch.testing.assert_close(plan(x), expected)
+
+
 def test_a_function_that_asks_for_strides_which_its_trace_would_not_have() -> None:
     run, strided = ASKING_FUNCTIONS["is_contiguous"], matrices()
     plan = torchjac.jac(run).plan(strided["every second row"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -149,8 +150,15 @@ _STRIDED = _named(
 _STRIDED |= _named("as_strided_scatter", "as_strided_copy", "is_set_to", "untyped_storage", "set_")
 # Views or copies, as strides will have it: whoever writes into one can tell which.
 _MAY_COPY = _named("reshape", "reshape_as", "flatten", "ravel", "contiguous", "to")
+_ABOUT_STRIDES = _STRIDED | _MAY_COPY
 # PyTorch switches all modes off for it, so that nothing of it is seen later.
 _INTO_TEXT = {Tensor.__repr__, Tensor.__format__}
+
+
+def _is_our_own(frame: Any) -> bool:
+    """Whether a call is from the derivative around the function, whose results hold for any strides."""
+    name: str = frame.f_globals.get("__name__", "")
+    return name.startswith(("torchjac.evaluation.", "torchjac.foundations."))
 
 
 class _Calls(TorchFunctionMode):
@@ -167,8 +175,9 @@ class _Calls(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        self.asks_for_strides |= func in _STRIDED
-        self.may_copy |= func in _MAY_COPY
+        if func in _ABOUT_STRIDES and not _is_our_own(sys._getframe(1)):
+            self.asks_for_strides |= func in _STRIDED
+            self.may_copy |= func in _MAY_COPY
         if func in _INTO_TEXT:
             raise UntraceableError("it turns a tensor into text")
         if func in _ASKED and not all(map(is_fake, _tensors(args[:1]))):
