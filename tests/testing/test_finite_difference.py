@@ -354,7 +354,14 @@ class TestRefusals:
         ("func", "argnums", "arg", "error", "message"),
         [
             (torch.sin, 1, double(1), ArgumentError, "argnums=1 is out of range: there are 1"),
-            (torch.sin, (0, 0), double(1), ArgumentError, "must name each argument once"),
+            (
+                torch.sin,
+                (0, 0),
+                double(1),
+                OptionError,
+                "an argument is chosen twice; name it once",
+            ),
+            (torch.sin, (0, -1), double(1), ArgumentError, "must name each argument once"),
             (lambda x: x, 0, torch.tensor(1), ArgumentTypeError, "x has dtype torch.int64"),
             (lambda x: x, 0, torch.tensor(1j), ArgumentTypeError, "x has dtype torch.complex64"),
             (lambda x: x, 0, [1.0], ArgumentTypeError, r"x\[0\] is a float; expected a tensor"),

@@ -142,7 +142,7 @@ def _disagreements(
             found.append(
                 "a difference of gradients" if problem.order == 2 else "a central difference"
             )
-        # PyTorch's forward rules are wrong more often: a pass that a difference refutes too counts for nothing.
+        # Forward rules are wrong more often: a pass that a difference refutes too counts for nothing.
         if found == [_FORWARD] and forward_is_off(function, problem.primals):
             return []
     return found
