@@ -191,9 +191,7 @@ class Push(Engine):
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
         if not compiling():
             load_forward_rules()
-        traced = compiling() or torch._C._len_torch_dispatch_stack()
-        of_copies = None if traced else getattr(function, "of_copies", None)
-        self._function, self._copies = of_copies or function, of_copies is not None
+        self._function = function
         self.primals = [_with_memory_of_its_own(primal) for primal in primals]
         self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()
 
@@ -204,16 +202,13 @@ class Push(Engine):
             # PyTorch copies a tangent that is laid out unlike its primal, for fixed sizes alone.
             tangents = tuple(tangent.contiguous() for tangent in tangents)
 
-        # A copy of a dual number is two, of which that of the tangent is nobody else's already.
-        primals = [p.clone() for p in self.primals] if self._copies else self.primals
-
         def partial(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            full = list(primals)
+            full = list(self.primals)
             for index, leaf in zip(touched, leaves, strict=True):
                 full[index] = leaf
             return self._function(full)
 
-        here = [primals[leaf] for leaf in touched]
+        here = [self.primals[leaf] for leaf in touched]
         values, products, carried = pushed(partial, here, tangents)
         self.values, self.carried = values, carried
         return list(products)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from torchjac.foundations.layout import Layout, Section
-from torchjac.foundations.lending import lent
 
 __all__ = ["Chunk", "IdentitySeeds", "MatrixSeeds", "Seeds"]
 
@@ -41,6 +40,7 @@ class Seeds(ABC):
 
     few = _FEW
     """The elements of all seeds up to which they are kept."""
+    _copied = staticmethod(torch.clone)
     _kept: dict[int, Tensor] | None = None
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Seeds(ABC):
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""
         if self._kept is not None and stop - start == self.total:
             # A product can be the seed itself, and what is handed out may be written into.
-            copies = {leaf: lent(unit) for leaf, unit in self._kept.items()}
+            copies = {leaf: self._copied(unit) for leaf, unit in self._kept.items()}
             return self._all_shaped(copies) if self.layout.batched else copies
         return self._all_shaped(self._make(start, stop))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchjac.foundations.lending import lent
+from torchjac.foundations.lending import lendable, lent
 
 __all__ = ["LAYOUTS", "BlockIndex", "SparseBlock"]
 
@@ -56,7 +56,7 @@ class BlockIndex:
     def _tensor(self, indices: np.ndarray) -> Tensor:
         # From NumPy, so that the tensor belongs to no transform of torch.func that may be active; and
         # copied, because only memory of PyTorch's own can be lent.
-        return torch.from_numpy(np.ascontiguousarray(indices)).clone().to(self._device)
+        return lendable(torch.from_numpy(np.ascontiguousarray(indices)).clone().to(self._device))
 
     @property
     def shape(self) -> torch.Size:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchjac.foundations.layout import Layout, Section
+from torchjac.foundations.lending import lendable, lent
 from torchjac.foundations.seeds import Seeds
 from torchjac.structure.pattern import Indices
 
@@ -27,6 +28,9 @@ class ColorSeeds(Seeds):
         few: the elements of all seeds up to which they are kept, if not the usual number.
     """
 
+    # They are large, and hardly ever written into.
+    _copied = staticmethod(lent)
+
     def __init__(
         self, layout: Layout, colors: Indices | None, num_colors: int, few: int = Seeds.few
     ) -> None:
@@ -39,6 +43,11 @@ class ColorSeeds(Seeds):
             _by_color(part, num_colors, device)
             for part, (_, _, device) in zip(parts, layout.kinds, strict=True)
         ]
+
+    def keep_if_small(self) -> None:
+        super().keep_if_small()
+        for unit in (self._kept or {}).values():
+            lendable(unit)
 
     def sections(self, start: int, stop: int) -> Iterator[Section]:
         yield Section(0, start, 0, stop - start)

@@ -68,7 +68,6 @@ class Call:
         """Whether the signature tells all that the function captured; known once it was asked for."""
         self.may_capture = True
         """Whether a tensor that requires grad may be among what the function finds by itself."""
-        self._are_copies = False
         self.captures_primals = options.argnums == PARAMS
         """Whether the function finds its primals by itself, because they are a module's parameters."""
         if options.argnums == PARAMS:
@@ -178,14 +177,6 @@ class Call:
         carried += [leaf for leaf in (aux.leaves if aux else ()) if isinstance(leaf, Tensor)]
         return tuple(output for kind, output in pairs if kind == "differentiable"), tuple(carried)
 
-    def of_copies(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The same on leaves that nobody else has, and that need not be copied again."""
-        self._are_copies = True
-        try:
-            return self(leaves)
-        finally:
-            self._are_copies = False
-
     def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
         return self._apply(leaves, self._args)
 
@@ -196,11 +187,7 @@ class Call:
         for position, spec in zip(self._positions, self._specs, strict=False):
             full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
-        own = self._positions if self._are_copies else ()
-        args = [
-            arg if k in own else arg.clone() if isinstance(arg, Tensor) else _copied(arg)
-            for k, arg in enumerate(full)
-        ]
+        args = [arg.clone() if isinstance(arg, Tensor) else _copied(arg) for arg in full]
         kwargs = self._kwargs and {name: _copied(arg) for name, arg in self._kwargs.items()}
         if self._runs_module is False:
             return self._func(*args, **kwargs)

@@ -29,7 +29,7 @@ from torchjac.foundations.compiler import eagerly
 from torchjac.foundations.seeds import IdentitySeeds
 from torchjac.foundations.spaces import FlatSeeds, Space
 from torchjac.planning.chunks import bytes_per_pass, choose_chunk_size
-from torchjac.planning.fallback import is_refusal, reason_of, warn_user
+from torchjac.planning.fallback import is_of_a_backward, is_refusal, reason_of, warn_user
 from torchjac.planning.look import evaluate_plainly
 from torchjac.planning.memory import Known
 from torchjac.planning.products.gradient_differences import GradientDifferences
@@ -86,7 +86,7 @@ class Linearization:
         except TorchjacError:
             raise
         except Exception as error:
-            if self._draw is None or not is_refusal(error):
+            if self._draw is None or not is_refusal(error) or is_of_a_backward(error):
                 raise
             with self._draw.aside():  # if it raises there too, the exception is the function's own
                 plain = getattr(self._function, "function", self._function)
