@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -14,6 +15,7 @@ from torchjac.evaluation.engines import Direction
 from torchjac.evaluation.surroundings import without_transforms
 from torchjac.foundations.checksums import checksum
 from torchjac.foundations.digests import Digest, digest
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.store import Store
 from torchjac.planning.modes import FORWARD_COST
@@ -112,6 +114,14 @@ class Compression:
     def relies_on_constants(self) -> bool:
         """Whether the values of captured tensors shaped the pattern."""
         return bool(self._constants)
+
+    def places_of_constants(self, tensors: Sequence[Identity]) -> frozenset[int] | None:
+        """Which of the captured tensors shaped the pattern; None if it was something made of them."""
+        places = [
+            [place for place, tensor in enumerate(tensors) if tensor.is_of(ref)]
+            for ref, _ in self._constants
+        ]
+        return frozenset(itertools.chain(*places)) if all(places) else None
 
     @property
     def is_stale(self) -> bool:

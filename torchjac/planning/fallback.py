@@ -60,7 +60,7 @@ def is_of_a_backward(error: BaseException) -> bool:
     """Whether the ``backward`` of a custom `autograd.Function` raised this, and not PyTorch around it."""
     codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
     return _APPLY in codes and not all(
-        code.co_filename.startswith(_TORCH) for code in codes[codes.index(_APPLY) :]
+        code.co_filename.startswith((_TORCH, _PACKAGE)) for code in codes[codes.index(_APPLY) :]
     )
 
 

@@ -6,16 +6,28 @@ holds no function, module or tensor, and forgets the oldest signatures when ther
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torchjac.evaluation.engines import Direction
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.seeds import Seeds
 from torchjac.foundations.store import Store
 from torchjac.planning.compressed import Compression
 from torchjac.planning.ways import Way
 
-__all__ = ["Known", "Record", "forget_everything", "known_of", "recall", "remember"]
+__all__ = [
+    "Alike",
+    "Known",
+    "Record",
+    "forget_everything",
+    "known_of",
+    "recall",
+    "recall_alike",
+    "remember",
+    "remember_alike",
+]
 
 _MOST = 4096
 _HEAVIEST = 2**29  # bytes of indices that belong to sparsity patterns
@@ -80,7 +92,23 @@ class Known:
             self.unsettled[check] = count
 
 
+class Alike(NamedTuple):
+    """A signature among those that differ in captured tensors alone."""
+
+    key: Hashable
+    tensors: Sequence[Identity]
+    """Those that it captured."""
+    decisive: frozenset[int]
+    """The places of those that its pattern depends on."""
+
+    def serves(self, tensors: Sequence[Identity]) -> bool:
+        """Whether its pattern is that of another one, over such tensors."""
+        pairs = enumerate(zip(self.tensors, tensors, strict=True))
+        return all(one == other for place, (one, other) in pairs if place in self.decisive)
+
+
 _records: Store[Record] = Store(_MOST, _HEAVIEST)
+_alike: Store[Alike] = Store(_MOST, _HEAVIEST)
 _known: Store[Known] = Store(_MOST, _HEAVIEST)
 
 
@@ -89,11 +117,19 @@ def recall(key: Hashable) -> Record | None:
     return _records.get(key)
 
 
-def remember(key: Hashable, record: Record, alias: Hashable = None) -> None:
-    """Keep a record, under an alias too if there is one, and drop the oldest when there are too many."""
+def remember(key: Hashable, record: Record) -> None:
+    """Keep a record, and drop the oldest ones when there are too many."""
     _records.put(key, record, record.compression.nbytes if record.compression else 0)
-    if alias is not None:
-        _records.put(alias, record)
+
+
+def remember_alike(likeness: Hashable, alike: Alike) -> None:
+    """Note which signature of a code was seen last."""
+    _alike.put(likeness, alike)
+
+
+def recall_alike(likeness: Hashable) -> Alike | None:
+    """Which signature of a code was seen last."""
+    return _alike.get(likeness)
 
 
 def known_of(key: Hashable) -> Known:
@@ -108,4 +144,5 @@ def known_of(key: Hashable) -> Known:
 def forget_everything() -> None:
     """Start anew; tests count first-time work with it."""
     _records.clear()
+    _alike.clear()
     _known.clear()

@@ -13,6 +13,7 @@ from torchjac.evaluation.engines import Direction, FlatFunction, Graph
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.narrowed import Part
 from torchjac.evaluation.programs.linear import Point
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.compressed import Compression
@@ -40,8 +41,8 @@ class Problem:
     primals: Sequence[Tensor]
     signature: Callable[[], Hashable]
     """What makes another call the same; not asked for under a compiler."""
-    likeness: Callable[[], Hashable] = lambda: None
-    """The same but for numbers and tensors that the function captured, for a pattern to be detected."""
+    likeness: Callable[[], tuple[Hashable, Sequence[Identity]]] = lambda: (None, ())
+    """The same but for the tensors that the function captured, and which these are."""
     slower: FlatFunction | None = None
     """The same function without vmap around it, for when PyTorch cannot batch it."""
     recorded: Graph | None = None
@@ -88,7 +89,7 @@ class Problem:
     is_unchanged: Callable[[Hashable], bool] = lambda key: False
     """Whether that has been taken down, and is so still."""
     is_guest: bool = False
-    """Whether what is known is of another function of the same code, over other numbers or tensors."""
+    """Whether what is known is of another function of the same code, over other tensors."""
     is_settled: bool = True
     """Whether the pattern is certainly one of the function as it is now, and not only as it was."""
 

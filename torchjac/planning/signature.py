@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import flatten
+from torchjac.foundations.strides import is_dense
+from torchjac.planning.switches import WORDS, switches_of
 
 __all__ = [
     "DESCRIBED",
-    "Identity",
     "Search",
     "modules_of",
     "of_arguments",
@@ -33,10 +35,6 @@ __all__ = [
 # What a closure holds beside functions and modules are values, and values do not change which code
 # runs; these do, because they are how switches are written.
 _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
-# Those among what an object, a module or a container holds; the numbers there may be counters.
-_WORDS = frozenset({str, bool, type(None)})
-_OF_MODULES = list(vars(torch.nn.Module()))
-_COMMON = len(_OF_MODULES)
 
 
 # Of a container or a text, so many items are looked at; functions and modules come in small numbers.
@@ -46,6 +44,7 @@ _UNCHANGING = frozenset({"builtins", "functools", "math", "operator", "torch", "
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 # What holds nothing else.
 _PLAIN = frozenset({int, float, complex, range, slice, torch.Size, *_SWITCHES})
+_KEYS = frozenset({int, float, *WORDS})
 _VALUES = frozenset({*_TENSORS, int, float, types.ModuleType})
 # With these, code reaches what it does not mention.
 _DYNAMIC = frozenset(
@@ -53,25 +52,10 @@ _DYNAMIC = frozenset(
 )
 
 
-# What torchjac's own transforms write on the functions they return: the options that these belong to.
+# What torchjac's own transforms write on the functions they return: the function within, and the options.
 DESCRIBED = "_torchjac_described"
-
-
-class Identity:
-    """An object told apart by identity and held weakly: once it is gone it equals nothing."""
-
-    __slots__ = ("_hash", "_ref")
-
-    def __init__(self, subject: object) -> None:
-        self._ref = weakref.ref(subject)
-        self._hash = id(subject)
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        subject = self._ref()
-        return isinstance(other, Identity) and subject is not None and subject is other._ref()
+_OF_TRANSFORMS = frozenset({DESCRIBED, "__wrapped__", "plan", "_transform"})
+_HEAP_TYPE = 1 << 9  # of the flags of a class: made at run time
 
 
 class Search:
@@ -79,13 +63,26 @@ class Search:
 
     Args:
         values: whether numbers and tensors are told apart by what they hold.
+        alike: whether tensors of one kind are the same nevertheless, and only noted.
     """
 
-    __slots__ = ("connects", "is_sure", "modules", "seen", "tensors", "values")
+    __slots__ = (
+        "alike",
+        "connects",
+        "identities",
+        "is_sure",
+        "modules",
+        "seen",
+        "tensors",
+        "values",
+    )
 
-    def __init__(self, values: bool = False) -> None:
-        self.seen: set[int] = set()
-        self.values = values
+    def __init__(self, values: bool = False, alike: bool = False) -> None:
+        self.seen: dict[int, int] = {}
+        """What has been described, and in which order."""
+        self.values, self.alike = values, alike
+        self.identities: list[Identity] = []
+        """Of the tensors that are not told apart."""
         self.connects = False
         """Whether a tensor was met that requires grad, but for those of modules."""
         self.modules: list[torch.nn.Module] = []
@@ -134,11 +131,9 @@ def _describe(subject: Any, search: Search) -> Any:
         search.connects |= kind in _TENSORS and subject.requires_grad
         return _describe_value(subject, search) if search.values else kind
     if isinstance(subject, _SWITCHES):
-        if isinstance(subject, (str, bytes)) and len(subject) > _LONG:
-            return (len(subject), hash(subject))
-        return subject
+        return _describe_switch(subject, search)
     if id(subject) in search.seen:
-        return "seen"
+        return ("seen", search.seen[id(subject)])
     if isinstance(subject, types.FunctionType):
         return _describe_function(subject, search)
     if isinstance(subject, torch.nn.Module):
@@ -150,53 +145,64 @@ def _describe(subject: Any, search: Search) -> Any:
         return (subject.__qualname__, _describe(subject.__self__, search))
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
-        return ("partial", *[_describe(part, search) for part in parts])
+        return ("partial", *subject.keywords, *[_describe(part, search) for part in parts])
     if isinstance(subject, (tuple, list, dict)):
-        search.seen.add(id(subject))
-        items = subject.values() if isinstance(subject, dict) else subject
-        # A subclass may have attributes beside its items.
-        search.is_sure &= len(subject) <= _LONG and not getattr(subject, "__dict__", None)
-        nested = _sifted(itertools.islice(items, _LONG), search, texts=kind is not list)
-        return (kind, *[_describe(part, search) for part in nested])
+        return _describe_container(subject, search)
     if isinstance(subject, slice):
         return (slice, *[_describe(p, search) for p in (subject.start, subject.stop, subject.step)])
     return _describe_object(subject, search)
 
 
+def _describe_switch(subject: Any, search: Search) -> Any:
+    if isinstance(subject, (str, bytes)):
+        if type(subject) not in _PLAIN:  # it may hold more, and is not to be kept alive
+            search.is_sure = False
+            subject = "".join(subject) if isinstance(subject, str) else bytes(bytearray(subject))
+        if len(subject) > _LONG:
+            return (len(subject), hash(subject))
+    return subject
+
+
+def _describe_container(subject: Any, search: Search) -> Any:
+    search.seen[id(subject)] = len(search.seen)
+    items = subject.values() if isinstance(subject, dict) else subject
+    # A subclass may have attributes beside its items.
+    search.is_sure &= len(subject) <= _LONG and not getattr(subject, "__dict__", None)
+    nested = _sifted(itertools.islice(items, _LONG), search, texts=type(subject) is not list)
+    described = [_describe(part, search) for part in nested]
+    if search.values and isinstance(subject, dict):
+        keys = list(itertools.islice(subject, _LONG))
+        search.is_sure &= all(type(key) in _KEYS for key in keys)
+        described += [(type(key), key) if type(key) in _KEYS else None for key in keys]
+    return (_class_of(subject), *described)
+
+
+def _class_of(subject: Any) -> Hashable:
+    """Its class; one made at run time is not kept alive."""
+    kind: Any = type(subject)
+    return Identity(kind) if kind.__flags__ & _HEAP_TYPE else kind
+
+
 def _describe_value(subject: Any, search: Search) -> Any:
     if isinstance(subject, torch.Tensor):
         search.tensors.append(subject)
-        return type(subject) if subject.requires_grad else Identity(subject)
+        if not is_dense(subject):
+            return Identity(subject)
+        if subject.requires_grad:
+            return (type(subject), subject.shape)
+        if not search.alike:
+            return Identity(subject)
+        search.identities.append(Identity(subject))
+        return (type(subject), subject.shape, subject.stride(), subject.dtype, subject.device)
     return (type(subject), subject) if isinstance(subject, (int, float)) else type(subject)
 
 
 def _describe_module(module: torch.nn.Module, search: Search) -> Any:
     search.modules.append(module)
     search.is_sure = False
-    switches = _switches(module)
+    switches = switches_of(module)
     held = [_describe_value(buffer, search) for buffer in module.buffers()] if search.values else ()
     return (Identity(module), *switches, *held)
-
-
-def _switches(module: torch.nn.Module) -> list[Any]:
-    """What turns ways through a module on and off, and what it lacks.
-
-    Batch norm couples the samples in training mode, and also without running statistics.
-    """
-    found: list[Any] = []
-    for part in module.modules():
-        held = vars(part)
-        names = list(held)
-        found.append(part.training)
-        # Every module begins with the same dicts, which makes it quick to see what it has beside them.
-        for name in names[_COMMON:] if names[:_COMMON] == _OF_MODULES else names:
-            if held[name].__class__ in _WORDS:
-                found.append(held[name])  # noqa: PERF401 - a comprehension is a call
-        for tensors in (part._parameters, part._buffers):
-            for tensor in tensors.values():
-                if tensor is None:
-                    found.append(None)  # noqa: PERF401
-    return found
 
 
 def _sifted(parts: Iterable[Any], search: Search, texts: bool = True) -> list[Any]:
@@ -210,7 +216,7 @@ def _sifted(parts: Iterable[Any], search: Search, texts: bool = True) -> list[An
         kind = type(part)
         if (
             search.values
-            or (kind in _WORDS and (texts or kind is not str))
+            or (kind in WORDS and (texts or kind is not str))
             or callable(part)
             or isinstance(part, (tuple, list, dict))
         ):
@@ -224,8 +230,8 @@ def _sifted(parts: Iterable[Any], search: Search, texts: bool = True) -> list[An
 
 def _describe_object(subject: Any, search: Search) -> Any:
     """Describe a callable by its identity, anything else by its type, and both by what they hold."""
+    search.seen[id(subject)] = len(search.seen)
     kind: Any = type(subject)
-    search.seen.add(id(subject))
     search.is_sure &= _is_torch(subject) or _is_record(kind)
     held = _sifted(getattr(subject, "__dict__", {}).values(), search)
     captured = list(search.tensors)
@@ -233,16 +239,26 @@ def _describe_object(subject: Any, search: Search) -> Any:
     # An object may hold what its method does not read, such as memory for the results.
     search.tensors = captured
     if not callable(subject):
-        return (kind, *parts)
+        return (_class_of(subject), *parts)
     try:
         return (Identity(subject), *parts)
     except TypeError:  # no weak references to it: a built-in, or a class with slots
-        return (kind, getattr(subject, "__qualname__", None))
+        return (_class_of(subject), getattr(subject, "__qualname__", None))
 
 
-@functools.lru_cache(maxsize=1024)
+# What has been found of classes, which are not kept alive.
+_records: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+
 def _is_record(kind: type) -> bool:
     """Whether its instances are fields and nothing else: frozen dataclasses without methods or slots."""
+    known = _records.get(kind)
+    if known is None:
+        known = _records[kind] = _has_fields_alone(kind)
+    return known
+
+
+def _has_fields_alone(kind: type) -> bool:
     if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
         return False
     known = [vars(base) for base in kind.__mro__[:-1]]
@@ -258,28 +274,28 @@ def _is_torch(subject: Any) -> bool:
         return True
     if not isinstance(subject, (type, types.FunctionType, torch._ops.OpOverloadPacket)):
         return False
-    return getattr(subject, "__module__", "").partition(".")[0] in _UNCHANGING
+    # What a function says of its module it may have from another one, which it wraps.
+    namespace = getattr(subject, "__globals__", None)
+    home = namespace.get("__name__") if namespace else getattr(subject, "__module__", None)
+    return isinstance(home, str) and home.partition(".")[0] in _UNCHANGING
 
 
 def _describe_function(function: types.FunctionType, search: Search) -> Any:
     """Describe the code, the contents of the closure, the defaults, and the globals that the code names."""
-    search.seen.add(id(function))
-    written = function.__dict__
-    if DESCRIBED in written and function.__globals__["__name__"][:9] == "torchjac.":
-        return (function.__code__, written[DESCRIBED], _describe(written["__wrapped__"], search))
+    search.seen[id(function)] = len(search.seen)
+    written, space = function.__dict__, function.__globals__
+    # A wrapper of the user's has a copy of what is written on what it wraps.
+    if DESCRIBED in written and str(space.get("__name__"))[:9] == "torchjac.":
+        search.is_sure &= _OF_TRANSFORMS.issuperset(written)
+        func, *options = written[DESCRIBED]
+        return (function.__code__, *options, _describe(func, search))
     search.is_sure &= not written
     parts: list[Any] = [function.__code__]
-    for cell in function.__closure__ or ():
-        try:
-            contents = cell.cell_contents
-        except ValueError:  # the cell is still empty
-            continue
-        parts.append(_describe(contents, search))
+    _add_closure(function, parts, search)
     if function.__defaults__:
         parts.append(_describe(function.__defaults__, search))
     if function.__kwdefaults__:
         parts.append(_describe(function.__kwdefaults__, search))
-    space = function.__globals__
     names = _names(function.__code__)
     search.is_sure &= not _looks_elsewhere(function.__code__)
     for name in names:
@@ -294,6 +310,9 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
             search.is_sure &= _is_torch(known)
+            if known.__closure__ and id(known) not in search.seen:
+                search.seen[id(known)] = len(search.seen)
+                _add_closure(known, parts, search)
         elif isinstance(known, types.ModuleType):
             held = [vars(known)[attribute] for attribute in names if attribute in vars(known)]
             parts += [_describe(p, search) for p in held if type(p) in _VALUES]
@@ -301,6 +320,15 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
         else:
             parts.append(_describe(known, search))
     return tuple(parts)
+
+
+def _add_closure(function: types.FunctionType, parts: list[Any], search: Search) -> None:
+    for cell in function.__closure__ or ():
+        try:
+            contents = cell.cell_contents
+        except ValueError:  # the cell is still empty
+            continue
+        parts.append(_describe(contents, search))
 
 
 def _is_closed(module: types.ModuleType, names: tuple[str, ...]) -> bool:

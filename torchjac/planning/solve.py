@@ -27,7 +27,7 @@ from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
-from torchjac.planning.memory import Record, recall, remember
+from torchjac.planning.memory import Alike, Record, recall, recall_alike, remember, remember_alike
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.sparsity import compress, still_holds
 from torchjac.planning.verify import verified
@@ -79,7 +79,8 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         if problem.sparsity is not None and not problem.is_sure():
             problem.note(key)
         record = first_look(problem, draw or Draw(problem.primals))
-        remember(key, record, problem.likeness() if problem.sparsity == "detect" else None)
+        remember(key, record)
+        _note_likeness(problem, key, record)
         problem.is_settled, problem.is_guest = True, False
     problem.compression = record.compression
     try:
@@ -100,20 +101,32 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
 
 
 def _of_its_like(problem: Problem, key: Hashable) -> Record | None:
-    """What is known of the same code over other numbers or tensors, whose pattern is compared then.
+    """What is known of the same code over other tensors, if those that its pattern depends on are the same.
 
-    A step of an implicit solver has another right-hand side every time, and to detect takes longer than to
-    compare. What comes again and again is worth being looked at by itself.
+    A step of an implicit solver has another right-hand side every time. What comes again and again is worth
+    being looked at by itself; until then it is compared as well, for a function may read a tensor where
+    nobody sees it.
     """
-    if problem.sparsity != "detect" or not has_values(problem.primals):
+    if problem.sparsity != "detect" or not problem.is_sure() or not has_values(problem.primals):
         return None
-    record = recall(problem.likeness())
-    if record is None:
+    likeness, tensors = problem.likeness()
+    alike = recall_alike(likeness)
+    record = None if alike is None or not alike.serves(tensors) else recall(alike.key)
+    if record is None or record.compression is None or not record.compression.is_true_to_constants:
         return None
     last, times = record.guest
     record.guest = (key, times + 1 if key == last else 1)
     problem.is_guest = record.guest[1] <= _MOST_VISITS
     return record if problem.is_guest else None
+
+
+def _note_likeness(problem: Problem, key: Hashable, record: Record) -> None:
+    if problem.sparsity != "detect" or record.compression is None or not problem.is_sure():
+        return
+    likeness, tensors = problem.likeness()
+    decisive = record.compression.places_of_constants(tensors)
+    if decisive is not None:
+        remember_alike(likeness, Alike(key, tensors, decisive))
 
 
 def _is_settled(problem: Problem, key: Hashable, compression: Compression) -> bool:

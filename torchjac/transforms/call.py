@@ -17,11 +17,18 @@ from torchjac.evaluation.buffers import Buffers
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.parameters import replacing
 from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
 from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer, Problem
-from torchjac.planning.signature import Search, modules_of, of_arguments, of_function, tensors_of
+from torchjac.planning.signature import (
+    Search,
+    modules_of,
+    of_arguments,
+    of_function,
+    tensors_of,
+)
 from torchjac.transforms.options import PARAMS, Options
 from torchjac.transforms.outcome import ONE_TENSOR, Aux, Outcome
 
@@ -259,10 +266,12 @@ class Call:
         self.may_capture = search.connects or not search.is_sure
         return (self.options, function, arguments)
 
-    def likeness(self) -> Hashable:
-        """The same for all numbers and tensors that the function captured."""
-        function, _ = of_function(self._func)
-        return ("alike", self.options, function, of_arguments(tuple(self._args), self._kwargs))
+    def likeness(self) -> tuple[Hashable, Sequence[Identity]]:
+        """The same for all tensors of a kind that the function captured, and those."""
+        search = Search(values=True, alike=True)
+        function, _ = of_function(self._func, search)
+        arguments = of_arguments(tuple(self._args), self._kwargs, search)
+        return ("alike", self.options, function, arguments), search.identities
 
     def others(self) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]:
         """The tensors that are not differentiated by, and the flat function with others for them.

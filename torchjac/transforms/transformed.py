@@ -27,7 +27,7 @@ def like_func(
     """
 
     def like(wrapper: Callable[..., Any]) -> Callable[..., Any]:
-        setattr(wrapper, DESCRIBED, options)
+        setattr(wrapper, DESCRIBED, (func, *options))
         # What functools.wraps does, which takes longer to get there than to do it.
         return functools.update_wrapper(wrapper, func, updated=())
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torchjac.evaluation.programs.forward_laplacian import ForwardLaplacian
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import without_transforms
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.layout import Layout
 from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.captures import Captures
 from torchjac.planning.problem import Problem
-from torchjac.planning.signature import Identity
 
 __all__ = ["KeptTrace", "Reached", "can_trace", "keep_trace"]
 

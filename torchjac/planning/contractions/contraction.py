@@ -11,13 +11,13 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.forms import Kind
+from torchjac.foundations.identity import Identity
 from torchjac.foundations.strides import dense_stride, is_dense
 from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.traces import KeptTrace, Reached
 from torchjac.planning.contractions.colors import Colors
 from torchjac.planning.memory import Record
 from torchjac.planning.problem import Problem
-from torchjac.planning.signature import Identity
 from torchjac.planning.ways import Way
 
 __all__ = [

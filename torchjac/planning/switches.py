@@ -1,0 +1,45 @@
+"""What chooses between the ways through a module."""
+
+from __future__ import annotations
+
+import enum
+import types
+from typing import Any
+
+import torch
+
+__all__ = ["WORDS", "switches_of"]
+
+WORDS = frozenset({str, bool, type(None)})
+"""Types of switches among what an object, a module or a container holds; numbers there may be counters."""
+
+# What is told apart by identity where a module holds it.
+_CODE = frozenset({types.FunctionType, types.BuiltinFunctionType, types.MethodType, type})
+_OF_MODULES = list(vars(torch.nn.Module()))
+_COMMON = len(_OF_MODULES)
+
+
+def switches_of(module: torch.nn.Module) -> list[Any]:
+    """What turns ways through a module on and off, and what it lacks.
+
+    Batch norm couples the samples in training mode, and also without running statistics.
+    """
+    found: list[Any] = []
+    for part in module.modules():
+        held = vars(part)
+        names = list(held)
+        found += (part.training, id(part), id(part.__class__))
+        found += part._forward_hooks
+        found += part._forward_pre_hooks
+        # Every module begins with the same dicts, which makes it quick to see what it has beside them.
+        for name in names[_COMMON:] if names[:_COMMON] == _OF_MODULES else names:
+            kind = held[name].__class__
+            if kind in WORDS:
+                found.append(held[name])
+            elif kind in _CODE or kind.__class__ is enum.EnumMeta:
+                found.append(id(held[name]))
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None:
+                    found.append(name)
+    return found
