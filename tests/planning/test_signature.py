@@ -433,6 +433,10 @@ def test_a_wrapper_in_a_namespace_without_a_name():
     torch.testing.assert_close(torchjac.jac(space["func"])(torch.zeros(2)), torch.zeros(2, 2, 2))
 
 
+def test_classes_of_the_language_are_described():
+    of_function(over(types.FunctionType, type, torch.Tensor, torch.ops.aten.sin, property))
+
+
 def test_no_class_is_kept_alive():
     def differentiated():
         weight = torch.rand(3)

@@ -353,7 +353,7 @@ def test_a_gradient_that_pytorch_refuses() -> None:
     def func(x: Tensor) -> Tensor:
         return checkpoint(module, x, use_reentrant=True).square().sum()
 
-    message = r"hessian_operator: PyTorch cannot differentiate this function \(.*use_reentrant"
+    message = r"hessian_operator: PyTorch cannot differentiate this function \(.*[cC]heckpoint"
     with (
         pytest.warns(UserWarning, match="requires_grad"),
         pytest.raises(UnsupportedError, match=message),
@@ -370,11 +370,13 @@ def test_what_the_function_itself_raises_comes_out_as_it_is(transform: Any) -> N
         transform(func)(X)
 
 
+def multi_margin(x: Tensor) -> Tensor:
+    return torch.nn.functional.multi_margin_loss(x, torch.tensor([0, 1, 0]))
+
+
 def test_no_way_at_all() -> None:
-    op = torchjac.hessian_operator(lambda x: torch.cdist(x, x + 1).sum())(torch.randn(3, 2))
-    message = (
-        r"hessian_operator: PyTorch can make this product in no way \(a backward pass: .*cdist"
-    )
+    op = torchjac.hessian_operator(multi_margin)(torch.randn(3, 2))
+    message = r"hessian_operator: PyTorch can make this product in no way \(a backward pass: .*multi_margin"
     with pytest.raises(UnsupportedError, match=message):
         op @ torch.ones(6)
 

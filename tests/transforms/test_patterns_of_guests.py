@@ -9,7 +9,6 @@ from torch import Tensor
 
 import torchjac
 from tests.sparse import DETECTS, point
-from torchjac.structure import detection
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="needs torch 2.1")
 
@@ -17,6 +16,8 @@ pytestmark = pytest.mark.skipif(not DETECTS, reason="needs torch 2.1")
 @pytest.fixture
 def detected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every detection."""
+    from torchjac.structure import detection
+
     calls: list[int] = []
     detect = detection.linear_pattern
     monkeypatch.setattr(

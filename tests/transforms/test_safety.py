@@ -192,3 +192,32 @@ def test_an_exception_that_comes_only_once_comes_out() -> None:
         torchjac.jac(func)(torch.ones(3))
     with pytest.raises(CustomError):
         torchjac.jac(func)(torch.ones(3))
+
+
+def written_into(x: Tensor) -> Tensor:
+    """Its saved values are written over, so that only forward mode can differentiate it."""
+    return x.exp_().mul_(2.0)
+
+
+@pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning")
+def test_seeds_that_a_function_writes_over_are_copies() -> None:
+    x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    diagonal, v = 2 * x.exp(), torch.ones(3, dtype=torch.float64)
+    op = torchjac.jac_operator(written_into)(x)
+    for _ in range(2):
+        torch.testing.assert_close(op @ v, diagonal)
+        assert (v == 1).all()
+    torch.testing.assert_close(torchjac.jac_diag(written_into)(x), diagonal)
+    torch.testing.assert_close(torchjac.divergence(written_into)(x), diagonal.sum())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_leaves_that_a_chunk_does_not_touch_may_be_written_into(chunk_size: int | None) -> None:
+    def func(x: Tensor, y: Tensor) -> Tensor:
+        y.mul_(x)
+        return y
+
+    x = torch.rand(3, dtype=torch.float64)
+    found = torchjac.jac(func, (0, 1), mode="forward", chunk_size=chunk_size)(x, x)
+    for leaf in found:
+        torch.testing.assert_close(leaf, torch.diag(x))

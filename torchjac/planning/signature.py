@@ -275,8 +275,10 @@ def _is_torch(subject: Any) -> bool:
     if not isinstance(subject, (type, types.FunctionType, torch._ops.OpOverloadPacket)):
         return False
     # What a function says of its module it may have from another one, which it wraps.
-    namespace = getattr(subject, "__globals__", None)
-    home = namespace.get("__name__") if namespace else getattr(subject, "__module__", None)
+    if isinstance(subject, types.FunctionType):
+        home = subject.__globals__.get("__name__")
+    else:
+        home = getattr(subject, "__module__", None)
     return isinstance(home, str) and home.partition(".")[0] in _UNCHANGING
 
 
