@@ -125,6 +125,25 @@ def test_a_function_that_cannot_be_followed(name: str, entry: tuple[int, int]) -
     close(transformed(X), DENSE[name](func)(X))
 
 
+def test_an_entry_that_is_zero_at_the_point_has_a_gradient() -> None:
+    def squares(shift: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: x**3 + x.roll(shift) ** 2 / 2
+
+    for shift in (1, 2, 3, 4):
+        x = torch.zeros(64, dtype=torch.float64, requires_grad=True)
+        torchjac.divergence(squares(shift))(x).backward()
+        close(x.grad, torch.zeros_like(x))
+
+
+def test_an_entry_that_is_small_beside_others() -> None:
+    def steep(shift: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.cat([1e9 * x[:1], (x + 0.7 * x.roll(shift))[1:]])
+
+    for shift in (1, 2, 4, 5):
+        found = torchjac.jac_diag(steep(shift))(torch.ones(64, dtype=torch.float64))
+        close(found[1:], torch.ones_like(found[1:]))
+
+
 def by_strides(x: Tensor) -> Tensor:
     """Another function of what lies in memory in another order."""
     return x.as_strided((4, 4), (1, 4)) ** 2 * x.exp() + (x if x.is_contiguous() else x.T)

@@ -31,13 +31,6 @@ class Colors:
     """The pattern, which knows the constants that it was found with."""
     checked: bool = False
     """Whether a result has been compared with one from other seeds."""
-    travels: bool = True
-    """Whether no comparison has failed, where the function reached other things than it did then."""
-
-    @property
-    def save_a_comparison(self) -> bool:
-        """Whether they take fewer passes than there are inputs, even where all are compared."""
-        return 2 * (int(self.witnesses.max()) + 1) < len(self.colors)
 
 
 def find_colors(problem: Problem, counts: Sequence[int]) -> Colors | None:

@@ -288,9 +288,7 @@ def _exact_seeds(call: _Call) -> Seeds:
 
 def _is_settled(call: _Call, colors: Colors) -> bool:
     """Whether colours are certainly those of the function as it is now."""
-    found = call.found
-    sure = found.is_sure and found.lasts
-    return sure and still_holds(colors.compression, call.asked.primals)
+    return call.found.is_sure and still_holds(colors.compression, call.asked.primals)
 
 
 def _with_right_colors(call: _Call, way: Way, result: Estimate, draw: Draw) -> Estimate:
@@ -308,7 +306,7 @@ def _with_right_colors(call: _Call, way: Way, result: Estimate, draw: Draw) -> E
     with draw.aside(), exclusively(way.direction == "forward"):
         if colors_agree(asked, way, colors.witnesses, size, result.leaves):
             return result
-    found.colors, colors.travels = None, False
+    found.colors = None
     call.record.drop(found)
     draw.again()
     with exclusively(way.direction == "forward"):

@@ -159,26 +159,21 @@ class Remembered(Record):
         """What is known of the function as it is now; None if it has to be looked at.
 
         A captured number that changes with every call makes another function of it every time. Then
-        ever longer pauses come between two looks; meanwhile colours are compared, and products taken.
+        ever longer pauses come between two looks. Meanwhile every input has a seed: colours of another
+        function can be right for the values at a point and wrong for their derivatives there.
         """
         pushes = asked.pushes and not self.refused
         if self.is_dense and not pushes:
             return Findings(lasts=False)
         if self.pause:
             self.pause -= 1
-            return Findings(colors=self._shared_colors(), lasts=False)
+            return Findings(lasts=False)
         found = self.findings.get(asked.described())
         if found is None or (found.colors is not None and found.colors.compression.is_stale):
             return None
         if found.is_sure:
             self.missed = 0
         return found
-
-    def _shared_colors(self) -> Colors | None:
-        latest = next(reversed(self.findings.values()), None)
-        colors = latest.colors if latest is not None else None
-        usable = colors is not None and colors.travels and colors.save_a_comparison
-        return colors if usable else None
 
     def keep(self, description: Hashable | None, found: Findings) -> None:
         """Note what was found, and forget the oldest findings."""
