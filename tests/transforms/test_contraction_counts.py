@@ -259,6 +259,40 @@ def test_a_number_that_changes_is_seen() -> None:
         close(torchjac.jac_diag(func)(x), x.roll(shift) + shift)
 
 
+def of_lists(which: int) -> Any:
+    a, b = [1.0], [5.0]
+    c = b if which else a
+    return lambda x: (x**2 * c[0] * (len(a) + len(b))).sum()
+
+
+def of_functions(which: int) -> Any:
+    def scaled(factor: float) -> Any:
+        return lambda x: factor * x
+
+    a, b = scaled(1.0), scaled(5.0)
+    c = b if which else a
+    return lambda x: (c(x) * (a(x) + b(x))).sum()
+
+
+def of_items(which: int) -> Any:
+    a, b = [1.0], [5.0]
+    rows = [a, b, b if which else a]
+    return lambda x: (x**2 * rows[2][0] * (rows[0][0] + rows[1][0])).sum()
+
+
+def of_keys(which: int) -> Any:
+    factors = {"1": 2.0} if which else {1: 2.0}
+    return lambda x: (x**2 * factors.get("1", 1.0)).sum()
+
+
+@pytest.mark.parametrize("written", [of_lists, of_functions, of_items, of_keys])
+def test_what_is_held_twice_is_told_from_what_is_alike(written: Any) -> None:
+    x = point(6)
+    for which in (0, 1, 0):
+        func = written(which)
+        close(torchjac.laplacian(func)(x), trace_of_hessian(func)(x))
+
+
 @NEW
 @pytest.mark.parametrize("name", ["jac_diag", "divergence", "laplacian"])
 def test_colors_that_rely_on_a_constant_are_compared_once_and_where_it_has_changed(

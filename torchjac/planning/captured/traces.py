@@ -84,9 +84,16 @@ class _Description:
     __slots__ = ("_hash", "_parts")
 
     def __init__(self, captures: Captures) -> None:
-        names = [(name.label, _weakly(name.held)) for name in captures._names]
+        seen: dict[int, int] = {}
+        names = [(name.label, _weakly(name.held, seen)) for name in captures._names]
         items = [
-            tuple([(str(key), _weakly(value)) for key, value in container.items().items()])
+            tuple(
+                [
+                    # Most keys are texts, and nothing else is described by one.
+                    (key if type(key) is str else _weakly(key, seen), _weakly(value, seen))
+                    for key, value in container.items().items()
+                ]
+            )
             for container in captures._containers
         ]
         self._parts = (*names, *items)
@@ -99,15 +106,22 @@ class _Description:
         return isinstance(other, _Description) and self._parts == other._parts
 
 
-def _weakly(value: Any) -> Hashable:
+def _weakly(value: Any, seen: dict[int, int]) -> Hashable:
+    """Describe what a binding holds.
+
+    Args:
+        value: what is held.
+        seen: by their ids, how many others came before those whose contents are bound elsewhere. Two
+            bindings that hold the same list are not two that hold equal ones.
+    """
     if isinstance(value, CONSTANTS):
         return (type(value), repr(value))
     if isinstance(value, tuple):
-        return tuple(map(_weakly, value))
+        return tuple([_weakly(part, seen) for part in value])
     if isinstance(value, types.FunctionType):
-        return value.__code__  # what it reaches is bound elsewhere
-    if isinstance(value, (list, dict, set, torch.Size)):
-        return type(value)  # likewise its items
+        return (value.__code__, seen.setdefault(id(value), len(seen)))
+    if isinstance(value, (list, dict, set)):
+        return (type(value), seen.setdefault(id(value), len(seen)))
     try:
         return Identity(value)
     except TypeError:  # no weak references to it
