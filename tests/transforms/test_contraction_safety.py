@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import vmap
 
 import torchjac
-from tests.transforms.contracted import NEW, point
+from tests.transforms.contracted import NEW, close, point
 from torchjac.errors import (
     DerivativeMismatchWarning,
     OptionError,
@@ -146,6 +146,94 @@ def test_what_gradients_say_is_looked_for_once(
     for _ in range(6):
         transform(torch.sum)(point(4))
     assert len(compared) == 2 + 4, "nor does what is linear, but not for ever"
+
+
+class WrongInBatches(torch.autograd.Function):
+    """A cube whose batching rule forgets a factor in its derivative."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Any:
+        return Slope.apply(*ctx.saved_tensors, cotangent)
+
+
+class Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, cotangent: Tensor) -> Tensor:
+        return 3 * cotangent * x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: Tensor, cotangent: Tensor) -> tuple[Tensor, int]:
+        return cotangent.movedim(in_dims[1], 0) * x**2, 0
+
+
+def mixed(x: Tensor) -> Tensor:
+    return WrongInBatches.apply(x) * x.sum()
+
+
+@NEW
+@pytest.mark.parametrize("transform", [torchjac.jac_diag, torchjac.divergence])
+@pytest.mark.parametrize("first", [0.0, float("nan"), float("inf")])
+def test_a_first_point_that_tells_nothing_is_no_proof(first: float, transform: Any) -> None:
+    x = point(4)
+    expected = 3 * x**2 * x.sum() + x**3
+    transform(mixed)(torch.full_like(x, first))
+    with pytest.warns(DerivativeMismatchWarning, match="disagrees with plain backward passes"):
+        found = transform(mixed)(x)
+    close(found, expected if transform is torchjac.jac_diag else expected.sum())
+
+
+@NEW
+@pytest.mark.filterwarnings("ignore:.*a difference of gradients")
+def test_a_forward_laplacian_of_zero_is_no_proof() -> None:
+    def func(x: Tensor) -> Tensor:
+        return (x.detach() ** 2 * x**2).sum()
+
+    x = point(4)
+    torchjac.laplacian(func)(torch.zeros_like(x))
+    with pytest.warns(DerivativeMismatchWarning, match="the forward Laplacian disagrees"):
+        close(torchjac.laplacian(func)(x), 2 * x.square().sum())
+
+
+def test_what_tells_nothing_is_compared_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjac.planning.contractions import contract
+
+    compared: list[int] = []
+    plain = contract.way_agrees
+    monkeypatch.setattr(contract, "way_agrees", lambda *a: compared.append(1) or plain(*a))
+    diagonal = torchjac.jac_diag(lambda x: x**2 * x.sum())
+    for _ in range(6):
+        diagonal(torch.zeros(4).double())
+    assert len(compared) == 4
+    diagonal = torchjac.jac_diag(lambda x: x**3 * x.sum())
+    for _ in range(3):
+        diagonal(point(4))
+    assert len(compared) == 5
+
+
+@NEW
+def test_colors_at_zero_are_compared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjac.planning.contractions import contract
+
+    compared: list[int] = []
+    plain = contract.colors_agree
+    monkeypatch.setattr(contract, "colors_agree", lambda *a: compared.append(1) or plain(*a))
+    diagonal = torchjac.jac_diag(lambda x: x**3)
+    diagonal(torch.zeros(12).double())
+    for _ in range(3):
+        diagonal(point(12))
+    assert len(compared) == 2
 
 
 @NEW

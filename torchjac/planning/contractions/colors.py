@@ -29,8 +29,6 @@ class Colors:
     """The same for a comparison, where every input has a seed: it may have an entry by now."""
     compression: Compression
     """The pattern, which knows the constants that it was found with."""
-    checked: bool = False
-    """Whether a result has been compared with one from other seeds."""
 
 
 def find_colors(problem: Problem, counts: Sequence[int]) -> Colors | None:

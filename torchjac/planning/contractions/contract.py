@@ -43,6 +43,7 @@ from torchjac.planning.contractions.contraction import (
     Contraction,
     Findings,
     ForwardLaplacian,
+    Marks,
     Remembered,
 )
 from torchjac.planning.contractions.estimates import (
@@ -52,7 +53,12 @@ from torchjac.planning.contractions.estimates import (
     random_signs,
     samples_of_vmap,
 )
-from torchjac.planning.contractions.witness import check_along_a_line, colors_agree, way_agrees
+from torchjac.planning.contractions.witness import (
+    check_along_a_line,
+    colors_agree,
+    is_telling,
+    way_agrees,
+)
 from torchjac.planning.fallback import Refusals, warn_user
 from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import recall, remember
@@ -60,6 +66,9 @@ from torchjac.planning.sparsity import still_holds
 from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
 
 __all__ = ["contract"]
+
+# What the comparison of colours is noted as, beside those of ways.
+_COLORS = "colors"
 
 
 @dataclass
@@ -72,9 +81,9 @@ class _Call:
     layout: Layout
     signs: Tensor | None
 
-    def marks(self, way: Way) -> Findings | Remembered:
+    def marks(self, way: Way) -> Marks:
         """Where it is noted whether a way is right: a trace is one of the function as it is now."""
-        return self.found if isinstance(way, ForwardLaplacian) else self.record
+        return (self.found if isinstance(way, ForwardLaplacian) else self.record).marks
 
 
 def contract(asked: Contraction) -> tuple[Estimate, Any]:
@@ -206,11 +215,12 @@ def _may_take(call: _Call, way: Way, draw: Draw) -> bool:
     size = None if way.vectorised else 1
     with draw.aside():
         form = _form(call, way)
-    if way_agrees(asked, form, call.layout, size, draw):
-        marks.checked.add(way)
-        return True
-    marks.wrong.add(way)
-    return False
+    agrees, telling = way_agrees(asked, form, call.layout, size, draw)
+    if agrees:
+        marks.settle(way, telling=telling)
+    else:
+        marks.wrong.add(way)
+    return agrees
 
 
 def _warn_of_wrong(asked: Contraction, way: Way) -> None:
@@ -299,12 +309,12 @@ def _with_right_colors(call: _Call, way: Way, result: Estimate, draw: Draw) -> E
     asked, found, colors = call.asked, call.found, call.found.colors
     if colors is None or not has_values(asked.primals):
         return result
-    if colors.checked and _is_settled(call, colors):
+    if _COLORS in found.marks.checked and _is_settled(call, colors):
         return result
-    colors.checked = True
     size = _chunk_size(asked, way, call.record, int(colors.witnesses.max()) + 1)
     with draw.aside(), exclusively(way.direction == "forward"):
         if colors_agree(asked, way, colors.witnesses, size, result.leaves):
+            found.marks.settle(_COLORS, telling=is_telling(result.leaves))
             return result
     found.colors = None
     call.record.drop(found)

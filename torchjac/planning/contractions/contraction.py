@@ -16,7 +16,7 @@ from torchjac.foundations.strides import dense_stride, is_dense
 from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.traces import KeptTrace, Reached
 from torchjac.planning.contractions.colors import Colors
-from torchjac.planning.memory import Record
+from torchjac.planning.memory import Known, Record
 from torchjac.planning.problem import Problem
 from torchjac.planning.ways import Way
 
@@ -25,6 +25,7 @@ __all__ = [
     "Contraction",
     "Findings",
     "ForwardLaplacian",
+    "Marks",
     "Method",
     "Remembered",
 ]
@@ -117,6 +118,18 @@ def _described(argument: Any) -> Hashable:
 
 
 @dataclass
+class Marks(Known):
+    """What comparisons have told of the ways, by which `checked` and `unsettled` go."""
+
+    wrong: set[Way] = field(default_factory=set)
+    """The ways that failed."""
+
+
+def _unmarked() -> Marks:
+    return Marks()  # Dynamo refuses the class itself as a default factory
+
+
+@dataclass
 class Findings:
     """What holds of a function for as long as it reaches what it did."""
 
@@ -130,10 +143,8 @@ class Findings:
     """Whether the next call can have them."""
     trace: KeptTrace | None = None
     """The function, ready for a forward Laplacian."""
-    checked: set[Way] = field(default_factory=set)
-    """The ways through the trace that have been compared with a trusted one."""
-    wrong: set[Way] = field(default_factory=set)
-    """Those that failed."""
+    marks: Marks = field(default_factory=_unmarked)
+    """Of the colours, and of the ways through the trace."""
 
 
 @dataclass
@@ -142,8 +153,8 @@ class Remembered(Record):
 
     samples: int = 1
     """Of the vmaps around the first call, for which `largest` is."""
-    wrong: set[Way] = field(default_factory=set)
-    """The ways that a check has failed of."""
+    marks: Marks = field(default_factory=_unmarked)
+    """Of the ways that are right, or not, whatever the function captured."""
     line: Record = field(default_factory=lambda: Record((1,), 0, ()))
     """What comparisons with a difference of gradients have told."""
     findings: dict[Hashable, Findings] = field(default_factory=dict)

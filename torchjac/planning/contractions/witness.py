@@ -21,7 +21,7 @@ from torchjac.planning.memory import Record
 from torchjac.planning.verify import verified
 from torchjac.planning.ways import Way
 
-__all__ = ["check_along_a_line", "colors_agree", "way_agrees"]
+__all__ = ["check_along_a_line", "colors_agree", "is_telling", "way_agrees"]
 
 
 class _Projected:
@@ -92,8 +92,11 @@ def check_along_a_line(asked: Contraction, record: Record, draw: Draw) -> None:
 
 def way_agrees(
     asked: Contraction, form: Form, layout: Layout, size: int | None, draw: Draw
-) -> bool:
-    """Compare what two random seeds give with plain backward passes; True where there are none."""
+) -> tuple[bool, bool]:
+    """Compare what two random seeds give with plain backward passes: do they agree, and does that tell?
+
+    Where there are no such passes the way stands, and there is nothing to compare at other points either.
+    """
     generator = torch.Generator("cpu").manual_seed(0)
     signs = 2.0 * torch.randint(0, 2, (2, layout.total), generator=generator, device="cpu") - 1
     seeds = ProbeSeeds(layout, signs)
@@ -103,17 +106,26 @@ def way_agrees(
         with draw.aside():
             expected, atol, rtol = _trusted(asked, seeds)
     except Exception:  # noqa: BLE001 - no plain backward pass: nothing to compare with
-        return True
+        return True, True
     if asked.kind == "trace":
         got = [_Projected.of(got)] if asked.problem.order == 2 else got
         scale = sum(float(part.abs().sum()) for part in expected)
         expected = [torch.stack([part.sum() for part in expected]).sum()]
     else:
         scale = max((float(part.abs().max()) for part in expected if part.numel()), default=0.0)
-    return all(
+    agrees = all(
         not bool(want.isfinite().all()) or bool(((have - want).abs() <= rtol * scale + atol).all())
         for have, want in zip(got, expected, strict=True)
     )
+    return agrees, is_telling(expected)
+
+
+def is_telling(found: Sequence[Tensor]) -> bool:
+    """Whether what has stood a comparison stands for other points too.
+
+    All zero, or not finite, it would have stood as well if a rule were wrong: people warm up with zeros.
+    """
+    return all(bool(part.isfinite().all()) for part in found) and any(map(torch.any, found))
 
 
 def _trusted(asked: Contraction, seeds: ProbeSeeds) -> tuple[list[Tensor], float, float]:
