@@ -1,5 +1,6 @@
 """Colours of a diagonal outlive the function that they were found for: what changed is noticed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -172,3 +173,21 @@ def test_arguments_in_another_order_in_memory(name: str, place: str) -> None:
             close(transformed(xs[0]), dense(xs[0].clone()))
         else:
             close(vmap(transformed)(xs), torch.stack([dense(one.clone()) for one in xs]))
+
+
+def test_arguments_in_another_order_in_memory_share_no_colours() -> None:
+    for shift in (1, 2):
+        x = torch.zeros(8, 16, dtype=torch.float64, requires_grad=True)
+        torchjac.divergence(lambda x, k=shift: x**3 + x.roll(k) ** 2 / 2)(x.T).backward()
+        assert x.grad is not None
+        assert not x.grad.any()
+
+
+def test_what_a_partial_is_given_is_told_apart() -> None:
+    def func(factor: float, x: Tensor) -> Tensor:
+        return (x**2 * factor).sum()
+
+    x = torch.ones(6, dtype=torch.float64)
+    for factor in (2.0, 3.0):
+        found = torchjac.laplacian(functools.partial(func, factor))(x)
+        torch.testing.assert_close(found, torch.tensor(12 * factor, dtype=torch.float64))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import weakref
 from collections.abc import Callable, Hashable
@@ -64,7 +65,7 @@ class Reached:
         """What two functions of one code must have in common to have one trace; None if unknown."""
         if self._captures is None or self._captures.changed() is not None:
             self._captures = Captures.of(self._func)
-            self._described = _Description(self._captures)
+            self._described = _Description(self._captures, self._func)
         return self._described if self._captures.is_sure else None
 
     @property
@@ -83,8 +84,13 @@ class _Description:
 
     __slots__ = ("_hash", "_parts")
 
-    def __init__(self, captures: Captures) -> None:
+    def __init__(self, captures: Captures, func: Callable[..., Any]) -> None:
         seen: dict[int, int] = {}
+        given: list[Hashable] = []
+        # What a function is called with nothing binds, where it is the function that is differentiated.
+        while isinstance(func, functools.partial):
+            given.append(_weakly((func.args, *func.keywords.items()), seen))
+            func = func.func
         names = [(name.label, _weakly(name.held, seen)) for name in captures._names]
         items = [
             tuple(
@@ -96,7 +102,7 @@ class _Description:
             )
             for container in captures._containers
         ]
-        self._parts = (*names, *items)
+        self._parts = (*given, *names, *items)
         self._hash = hash(self._parts)
 
     def __hash__(self) -> int:

@@ -97,7 +97,7 @@ class Contraction:
 
     def described(self) -> Hashable | None:
         """What is found and traced holds for; None if nobody can tell."""
-        reached = self.reached.describe() if self.portable and self.lies_plain else None
+        reached = self.reached.describe() if self.portable else None
         return None if reached is None else (reached, *map(_described, self.arguments))
 
 
@@ -113,8 +113,9 @@ def _lies_plain(argument: Any) -> bool:
 def _described(argument: Any) -> Hashable:
     if not isinstance(argument, Tensor):
         return (type(argument), repr(argument))
-    # The places of the entries of a sparse one are a part of what the function is.
-    return None if is_dense(argument) else Identity(argument)
+    if not is_dense(argument):  # the places of its entries are a part of what the function is
+        return Identity(argument)
+    return None if _lies_plain(argument) else dense_stride(argument)
 
 
 @dataclass
