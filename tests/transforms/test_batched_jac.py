@@ -212,3 +212,17 @@ def test_the_result_can_be_written_into(mode: str) -> None:
     got = torchjac.batched_jac(lambda x: x, per_sample=False, mode=mode)(torch.ones(3, 2))
     got[0, 0, 0] = 7
     assert got.sum() == 7 + 5
+
+
+def written_into(x: Tensor) -> Tensor:
+    """Its saved values are written over, so that only forward mode can differentiate it."""
+    return x.exp_().mul_(2.0)
+
+
+@pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning")
+def test_coupling_is_seen_where_only_forward_mode_works() -> None:
+    x = torch.rand(5, 2, dtype=torch.float64)
+    found = torchjac.batched_jac(written_into, per_sample=False)(x)
+    torch.testing.assert_close(found, torch.diag_embed(2 * x.exp()))
+    with pytest.raises(torchjac.errors.BatchCouplingError):
+        torchjac.batched_jac(lambda x: written_into(x) - x.sum(0), per_sample=False)(x)

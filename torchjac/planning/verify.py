@@ -17,6 +17,7 @@ from torchjac.evaluation.probes import (
     are_alike,
     difference_probe,
     have_differences,
+    plain_forward,
     rounding,
     tolerance,
 )
@@ -159,8 +160,8 @@ def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
         # A graph with forward mode inside would only be compared with itself.
         graph = None if answer.way.inner == "forward" else answer.graph
         graph = graph or recorded(problem, answer, draw)
-        if graph is not None and problem.promised:
-            refuse_coupling(problem.name, graph)
+        if problem.promised:
+            _refuse_coupling(problem, graph, draw)
         if graph is not None and not _stands_backward(problem, answer, graph):
             return "one plain backward pass"
     if problem.order == 2 and not _survives_difference(problem, answer, draw):
@@ -168,6 +169,28 @@ def _disagreement(problem: Problem, answer: Answer, draw: Draw) -> str | None:
         if not slack or not _survives_difference(problem, answer, draw, slack):
             return "a difference of gradients"
     return None
+
+
+def _refuse_coupling(problem: Problem, graph: Graph | None, draw: Draw) -> None:
+    """By backward passes, or where PyTorch has none by forward ones."""
+
+    def pulled(cotangents: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        assert graph is not None
+        return graph.multiply(dict(enumerate(cotangents)), last=False)
+
+    def pushed(tangents: Sequence[Tensor]) -> Sequence[Tensor]:
+        found = plain_forward(replayed(problem, draw), problem.primals, tangents)
+        return () if found is None else found[1]
+
+    if graph is not None:
+        try:
+            refuse_coupling(problem.name, graph.values, pulled)
+        except RuntimeError as error:
+            if problem.recorded is not None or is_out_of_memory(error):
+                raise
+        else:
+            return
+    refuse_coupling(problem.name, problem.primals, pushed)
 
 
 def _rounding(problem: Problem, answer: Answer, draw: Draw) -> float:
