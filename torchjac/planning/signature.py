@@ -52,10 +52,14 @@ _DYNAMIC = frozenset(
 )
 
 
-# What torchjac's own transforms write on the functions they return: the function within, and the options.
-DESCRIBED = "_torchjac_described"
-_OF_TRANSFORMS = frozenset({DESCRIBED, "__wrapped__", "plan", "_transform"})
+# Where torchjac's own transforms write on the functions they return what these are: an object with ``func``,
+# the function within, and ``told_by``, the options.
+DESCRIBED = "_transform"
+_OF_TRANSFORMS = frozenset({DESCRIBED, "__wrapped__", "plan"})
 _HEAP_TYPE = 1 << 9  # of the flags of a class: made at run time
+
+
+_NO_IDENTITIES: list[Identity] = []
 
 
 class Search:
@@ -81,7 +85,7 @@ class Search:
         self.seen: dict[int, int] = {}
         """What has been described, and in which order."""
         self.values, self.alike = values, alike
-        self.identities: list[Identity] = []
+        self.identities: list[Identity] = [] if alike else _NO_IDENTITIES
         """Of the tensors that are not told apart."""
         self.connects = False
         """Whether a tensor was met that requires grad, but for those of modules."""
@@ -289,8 +293,8 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
     # A wrapper of the user's has a copy of what is written on what it wraps.
     if DESCRIBED in written and str(space.get("__name__"))[:9] == "torchjac.":
         search.is_sure &= _OF_TRANSFORMS.issuperset(written)
-        func, *options = written[DESCRIBED]
-        return (function.__code__, *options, _describe(func, search))
+        own = written[DESCRIBED]
+        return (function.__code__, *own.told_by, _describe(own.func, search))
     search.is_sure &= not written
     parts: list[Any] = [function.__code__]
     _add_closure(function, parts, search)

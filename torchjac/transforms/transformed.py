@@ -27,11 +27,16 @@ def like_func(
     """
 
     def like(wrapper: Callable[..., Any]) -> Callable[..., Any]:
-        setattr(wrapper, DESCRIBED, (func, *options))
+        setattr(wrapper, DESCRIBED, _Described(func, options))
         # What functools.wraps does, which takes longer to get there than to do it.
         return functools.update_wrapper(wrapper, func, updated=())
 
     return like
+
+
+class _Described(NamedTuple):
+    func: Callable[..., Any]
+    told_by: tuple[Hashable, ...]
 
 
 class Transform(NamedTuple):
@@ -53,6 +58,11 @@ class Transform(NamedTuple):
         return call.packed(self.tree(call, answer.outcome, leaves), answer)
 
     @property
+    def told_by(self) -> tuple[Hashable, ...]:
+        """All that tells it apart from another transform of the same function."""
+        return (self.options, *map(repr, self.own.items()))
+
+    @property
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments that make the same transform of another function."""
         defaults = self.options._field_defaults
@@ -68,7 +78,6 @@ def transformed(transform: Transform) -> Callable[..., Any]:
     """Put a transform together: what it asks, solved, is handed out."""
     ask, give, plainly = transform.ask, transform.give, transform.delivery is PLAIN
 
-    @like_func(transform.func, transform.options, *map(repr, transform.own.items()))
     def derivative(*args: Any, **kwargs: Any) -> Any:
         if not plainly:
             return delivered(transform, transform.delivery, args, kwargs)
@@ -94,5 +103,5 @@ def transformed(transform: Transform) -> Callable[..., Any]:
         return make_plan(transform, args, kwargs, tune=tune)
 
     derivative.plan = plan  # type: ignore[attr-defined]
-    derivative._transform = transform  # type: ignore[attr-defined]
-    return derivative
+    setattr(derivative, DESCRIBED, transform)
+    return functools.update_wrapper(derivative, transform.func, updated=())
