@@ -192,3 +192,8 @@ CASES = [
     _independent(),
     _rosenbrock(),
 ]
+
+
+def written_into(x: Tensor) -> Tensor:
+    """Its saved values are written over, so that only forward mode can differentiate it."""
+    return x.exp_().mul_(2.0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import torchjac
+from tests.cases import written_into
 from torchjac.errors import ArgumentError, BatchCouplingError, OutputTypeError, UnsupportedError
 
 MODES = ["auto", "forward", "reverse"]
@@ -212,11 +213,6 @@ def test_the_result_can_be_written_into(mode: str) -> None:
     got = torchjac.batched_jac(lambda x: x, per_sample=False, mode=mode)(torch.ones(3, 2))
     got[0, 0, 0] = 7
     assert got.sum() == 7 + 5
-
-
-def written_into(x: Tensor) -> Tensor:
-    """Its saved values are written over, so that only forward mode can differentiate it."""
-    return x.exp_().mul_(2.0)
 
 
 @pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import torchjac
+from tests.cases import written_into
 from torchjac.errors import UnsupportedError
 
 MODES = ["auto", "forward", "reverse"]
@@ -192,11 +193,6 @@ def test_an_exception_that_comes_only_once_comes_out() -> None:
         torchjac.jac(func)(torch.ones(3))
     with pytest.raises(CustomError):
         torchjac.jac(func)(torch.ones(3))
-
-
-def written_into(x: Tensor) -> Tensor:
-    """Its saved values are written over, so that only forward mode can differentiate it."""
-    return x.exp_().mul_(2.0)
 
 
 @pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning")

@@ -70,7 +70,7 @@ def choose_mode(
     1. One output: reverse. It is a single plain backward pass.
     2. One input: forward. It is a single plain evaluation with a tangent.
     3. Few numbers, m times the largest tensor inside: reverse. Vmapped passes then cost what their
-       operations cost, however many they are, and those of a backward pass cost a third to a half.
+       operations cost, however many they are, and those of a backward pass cost less.
     4. Fewer inputs than half of the outputs: forward, one pass per input; of a function that convolves,
        fewer than twice the outputs, of one that mostly takes slices, fewer than 1.25 times, if the
        Jacobian has many entries.
@@ -114,7 +114,7 @@ def choose_hessian_mode(
     2. Several outputs: forward-over-reverse takes n passes, reverse-over-reverse one for each of the
        m·n entries of the inner Jacobian, each over the graph of m backward passes. While that is little,
        m·m·n times the largest tensor inside, what each op costs counts for more than the numbers it
-       moves, and reverse-over-reverse takes a third to a half of the time.
+       moves, and reverse-over-reverse is quicker.
 
     Args:
         num_outputs: m.
