@@ -90,12 +90,12 @@ def vectorised_eagerly(product: Product, seeds: Chunk) -> list[Tensor | None]:
     size = next(iter(seeds.values())).shape[0]
     level = _functorch._vmap_increment_nesting(size, "same")
     try:
-        batched = {
-            leaf: _functorch._add_batch_dim(stack, 0, level) for leaf, stack in seeds.items()
-        }
-        return [
-            None if one is None else _functorch._remove_batch_dim(one, level, size, 0)
-            for one in product(batched)
-        ]
+        batched = {}
+        for leaf, stack in seeds.items():
+            batched[leaf] = _functorch._add_batch_dim(stack, 0, level)
+        stacks: list[Tensor | None] = []
+        for one in product(batched):
+            stacks.append(one if one is None else _functorch._remove_batch_dim(one, level, size, 0))
+        return stacks
     finally:
         _functorch._vmap_decrement_nesting()

@@ -14,7 +14,6 @@ engine       one pass                               where
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -41,9 +40,17 @@ from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.overlap import shares_elements
 from torchjac.foundations.seeds import Chunk
 
-__all__ = ["Direction", "Engine", "FlatFunction", "Graph", "Pullback", "Push", "linearize"]
+__all__ = [
+    "Direction",
+    "Engine",
+    "FlatFunction",
+    "Graph",
+    "Pullback",
+    "Push",
+    "linearize",
+    "record",
+]
 
-_UNCHANGED = contextlib.nullcontext()
 # The number that the next node of a graph will get; before torch 2.1 it is not told.
 _sequence_number: Callable[[], int] | None = getattr(torch.autograd, "_get_sequence_nr", None)
 _run_backward = torch.autograd.Variable._execution_engine.run_backward
@@ -114,16 +121,18 @@ class Graph(Engine):
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         # An output that does not require grad depends on no input: its rows are zeros.
-        reached = [leaf for leaf in seeds if self.values[leaf].requires_grad]
+        values, reached = self.values, {}
+        for leaf, seed in seeds.items():
+            if values[leaf].requires_grad:
+                reached[leaf] = seed
         if not reached:
             return [None] * len(self.primals)
-        if len(self.values) > len(seeds):
-            seeds = self._with_siblings(seeds, reached)
-            reached = list(seeds)
+        if len(values) > len(seeds):
+            reached = self._with_siblings(reached)
         # What torch.autograd.grad calls after validating what is known to be right here.
         products: Sequence[Tensor | None] = _run_backward(
-            tuple([self.values[leaf] for leaf in reached]),
-            tuple([seeds[leaf] for leaf in reached]),
+            tuple(map(values.__getitem__, reached)),
+            tuple(reached.values()),
             self.outlives_passes or not last,
             self.keeps_graph,
             tuple(self.primals),
@@ -132,13 +141,13 @@ class Graph(Engine):
         )
         return list(products)
 
-    def _with_siblings(self, seeds: Chunk, reached: Sequence[int]) -> Chunk:
-        """The seeds reached, and zeros for the other outputs of the same ops.
+    def _with_siblings(self, seeds: Chunk) -> Chunk:
+        """The seeds, and zeros for the other outputs of the same ops.
 
         Some backward formulas (`native_group_norm`) take an output that has no cotangent for a sign
         that nothing is wanted at all.
         """
-        ops = {self.values[leaf].grad_fn for leaf in reached}
+        ops = {self.values[leaf].grad_fn for leaf in seeds}
         siblings = [
             leaf
             for leaf, value in enumerate(self.values)
@@ -151,7 +160,7 @@ class Graph(Engine):
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         try:
-            return vectorised_eagerly(lambda one: self.multiply(one, last=last), seeds)
+            return vectorised_eagerly(functools.partial(self.multiply, last=last), seeds)
         except Exception as error:
             # A batching rule that is missing shows far from the op that wants it; find its name.
             if not is_out_of_memory(error):
@@ -237,10 +246,28 @@ def linearize(function: FlatFunction, primals: Sequence[Tensor], direction: Dire
         return Push(function, primals)
     if compiling() or inside_transform() or carry_tangents(primals):
         return Pullback(function, primals)
-    return _record(function, primals)
+    return record(function, primals)
 
 
-def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
+def _leaves(
+    function: FlatFunction, primals: Sequence[Tensor], differentiable: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the function is evaluated at, and which of it the caller can differentiate by."""
+    if getattr(function, "captures_primals", False) and all(p.requires_grad for p in primals):
+        # A module's own parameters: they are leaves already, and nothing has to be swapped.
+        return list(primals), list(primals)
+    leaves, outside = [], []
+    for primal in primals:
+        if differentiable and primal.requires_grad:
+            leaf = primal.view_as(primal)
+            outside.append(leaf)
+        else:
+            leaf = primal.detach().requires_grad_()
+        leaves.append(leaf)
+    return leaves, outside
+
+
+def record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     """Evaluate ``function`` with plain autograd on private leaves.
 
     A primal that the caller differentiates stays connected to the caller's graph through a view;
@@ -248,23 +275,15 @@ def _record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     """
     differentiable = torch.is_grad_enabled()
     start = _sequence_number() if _sequence_number else None
-    linked = [primal for primal in primals if primal.requires_grad] if differentiable else []
-    with _UNCHANGED if differentiable else torch.enable_grad():
-        own = getattr(function, "captures_primals", False)
-        if own and all(primal.requires_grad for primal in primals):
-            # A module's own parameters: they are leaves already, and nothing has to be swapped.
-            leaves = outside = list(primals)
-        elif linked:
-            leaves = [
-                primal.view_as(primal) if primal.requires_grad else primal.detach().requires_grad_()
-                for primal in primals
-            ]
-            outside = [leaf for leaf in leaves if not leaf.is_leaf]
-        else:
-            leaves, outside = [primal.detach().requires_grad_() for primal in primals], []
+    leaves, outside = _leaves(function, primals, differentiable)
+    # What torch.enable_grad does, in three calls more.
+    torch._C._set_grad_enabled(True)
+    try:
         values, carried = function(leaves)
+    finally:
+        torch._C._set_grad_enabled(differentiable)
     may_capture = differentiable and getattr(function, "may_capture", True)
-    create_graph = bool(linked) or (may_capture and captures(values, leaves))
+    create_graph = (differentiable and bool(outside)) or (may_capture and captures(values, leaves))
     find = None
     if create_graph and start is not None and _sequence_number:
         find = functools.partial(borders, values, leaves, outside, start, _sequence_number())

@@ -8,6 +8,7 @@ evaluator does not know which, and a block comes out seed-side first, ``(k, *pro
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -15,13 +16,22 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from torchjac.evaluation.batching import vectorised_eagerly
 from torchjac.evaluation.deferred import deferred
 from torchjac.evaluation.engines import Engine, Graph
 from torchjac.evaluation.progress import metered
 from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
-__all__ = ["Places", "assemble", "places_in", "refuse_other_values", "run", "write"]
+__all__ = [
+    "Places",
+    "assemble",
+    "at_once",
+    "places_in",
+    "refuse_other_values",
+    "run",
+    "write",
+]
 
 Places: TypeAlias = "Callable[[Engine], list[list[Tensor | None]]]"
 """Memory for the blocks of an engine, ``[seed leaf][product leaf]``, once its values are known."""
@@ -239,11 +249,39 @@ def assemble(
                 leaf = _from_rows(blocks[o][i], value.shape, primal.shape, batched)
             else:
                 leaf = _from_columns(blocks[i][o], value.shape, primal.shape, batched)
-            if 0 in leaf.stride():
-                # A seed that came through untouched is expanded; what is handed out is not.
-                leaf = leaf.contiguous()
-            row.append(leaf if leaf.dtype == primal.dtype else leaf.to(primal.dtype))
+            row.append(_handed_out(leaf, primal))
         leaves.append(row)
+    return leaves
+
+
+def _handed_out(leaf: Tensor, primal: Tensor) -> Tensor:
+    if 0 in leaf.stride():
+        # A seed that came through untouched is expanded; what is handed out is not.
+        leaf = leaf.contiguous()
+    return leaf if leaf.dtype == primal.dtype else leaf.to(primal.dtype)
+
+
+def at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
+    """What `run` and `assemble` make of one output by the seeds of its rows, where one pass takes them all.
+
+    It is written out, since small functions take no longer than the layers that it leaves out.
+    """
+    (value,), total, batched = engine.values, seeds.total, seeds.layout.batched
+    if total == 1:
+        products = engine.multiply({0: torch.ones_like(value)}, last=False)
+    else:
+        multiply = functools.partial(engine.multiply, last=False)
+        products = vectorised_eagerly(multiply, seeds.chunk(0, total))
+    leaves = []
+    for product, primal in zip(products, engine.primals, strict=True):
+        shape = value.shape + (primal.shape[1:] if batched else primal.shape)
+        if product is None:
+            leaves.append(primal.detach().new_zeros(shape))
+            continue
+        if batched and total > 1:
+            product = product.transpose(0, 1)  # (m, B, *in) -> (B, m, *in)
+        leaf = product if product.shape == shape else product.reshape(shape)
+        leaves.append(_handed_out(leaf, primal))
     return leaves
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 __all__ = ["Layout", "Section"]
-
-
-def _kinds(leaves: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype, torch.device]]:
-    return [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
 
 
 class Section(NamedTuple):
@@ -38,14 +33,19 @@ class Layout:
 
     def __init__(self, leaves: Sequence[Tensor], *, batched: bool = False) -> None:
         self.batched = batched
-        self.kinds = _kinds(leaves)
+        self.kinds = [(leaf.shape, leaf.dtype, leaf.device) for leaf in leaves]
         """Shape, dtype and device of every leaf; a layout holds no tensor."""
         self.counts = [(shape[1:] if batched else shape).numel() for shape, _, _ in self.kinds]
         self.total = sum(self.counts)
 
     def fits(self, leaves: Sequence[Tensor]) -> bool:
         """Whether ``leaves`` are laid out so."""
-        return _kinds(leaves) == self.kinds
+        if len(leaves) != len(self.kinds):
+            return False
+        for leaf, kind in zip(leaves, self.kinds, strict=True):
+            if (leaf.shape, leaf.dtype, leaf.device) != kind:
+                return False
+        return True
 
     def sections(self, start: int, stop: int) -> Iterator[Section]:
         """Cut the positions ``start`` to ``stop - 1`` of the flat vector at the borders of leaves."""

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch.utils import _pytree
 
-__all__ = ["TreeSpec", "broadcast_prefix", "flatten", "leaves_of", "map_tree", "unflatten"]
+__all__ = [
+    "ONE_LEAF",
+    "TreeSpec",
+    "broadcast_prefix",
+    "flatten",
+    "leaves_of",
+    "map_tree",
+    "unflatten",
+]
 
 
 class TreeSpec:
@@ -36,16 +44,16 @@ class TreeSpec:
         return "*" if self._spec is None else str(self._spec)
 
 
-_LEAF = TreeSpec(None, 1)
+ONE_LEAF = TreeSpec(None, 1)
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     """Return the leaves of ``tree``, in order, and its structure."""
     if isinstance(tree, torch.Tensor):
-        return [tree], _LEAF
+        return [tree], ONE_LEAF
     leaves, spec = _pytree.tree_flatten(tree)
     if len(leaves) == 1 and leaves[0] is tree:
-        return leaves, _LEAF  # any other lone leaf is a tree of the same shape
+        return leaves, ONE_LEAF  # any other lone leaf is a tree of the same shape
     return leaves, TreeSpec(spec, len(leaves))
 
 

@@ -62,7 +62,9 @@ class Seeds(ABC):
         """Return the seeds ``start`` to ``stop - 1``, leaf by leaf."""
         if self._kept is not None and stop - start == self.total:
             # A product can be the seed itself, and what is handed out may be written into.
-            copies = {leaf: self._copied(unit) for leaf, unit in self._kept.items()}
+            copies = {}
+            for leaf, unit in self._kept.items():
+                copies[leaf] = self._copied(unit)
             return self._all_shaped(copies) if self.layout.batched else copies
         return self._all_shaped(self._make(start, stop))
 

@@ -53,6 +53,8 @@ class Record:
     """The sparsity that is made use of."""
     prepared: dict[tuple[Way, Direction], Seeds] = field(default_factory=dict)
     """The seeds of the ways that take them all at once, holding so little that it always fits."""
+    repeats: Seeds | None = None
+    """The seeds of calls that only repeat one whose result is known to be right; see `repeated`."""
     instead: Way | None = None
     """The way that has to be taken because a check has failed of the best one."""
     checked: set[Way] = field(default_factory=set)
@@ -69,7 +71,7 @@ class Record:
 
     def apart(self) -> Record:
         """A copy for runs of which nothing is to be remembered: they may be of other seeds or programs."""
-        return replace(self, prepared={}, instead=None, checked=set(), unsettled=0)
+        return replace(self, prepared={}, repeats=None, instead=None, checked=set(), unsettled=0)
 
 
 @dataclass

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.coloring import Coloring
 from torchjac.structure.pattern import SparsityPattern
 
-__all__ = ["Answer", "Destinations", "Others", "Problem"]
+__all__ = ["Answer", "Ask", "Destinations", "Others", "Problem"]
 
 Others: TypeAlias = Callable[[], tuple[list[Tensor], Callable[[Sequence[Tensor]], FlatFunction]]]
 
@@ -130,6 +130,20 @@ class Problem:
         return jacobian if self.part is None else self.part.of(jacobian)
 
 
+class Ask(NamedTuple):
+    """What a call asks for."""
+
+    take: Callable[[tuple[Any, ...], Mapping[str, Any]], Any]
+    """Makes a call of its arguments."""
+    pose: Callable[[Any], Problem]
+    """The problem that it poses."""
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Problem]:
+        """The call, and the problem that it poses."""
+        call = self.take(args, kwargs)
+        return call, self.pose(call)
+
+
 @dataclass(slots=True)
 class Answer:
     """What a way found."""
@@ -149,7 +163,7 @@ class Answer:
     def laid_out(self, layout: torch.layout = torch.strided) -> Sequence[Sequence[Tensor]]:
         """The leaves as tensors of the layout that was asked for."""
         if not isinstance(self.leaves[0][0], SparseBlock):  # all are alike
-            return cast("Sequence[Sequence[Tensor]]", self.leaves)
+            return self.leaves  # type: ignore[return-value]
         return [
             [leaf.laid_out(layout) if isinstance(leaf, SparseBlock) else leaf for leaf in row]
             for row in self.leaves

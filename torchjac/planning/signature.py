@@ -7,17 +7,16 @@ the code can reach, never the function object. Nothing in a signature keeps any 
 
 from __future__ import annotations
 
-import dataclasses
 import dis
 import functools
 import itertools
 import types
-import weakref
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
 
+from torchjac.foundations.frozen import is_record
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.strides import is_dense
@@ -236,7 +235,7 @@ def _describe_object(subject: Any, search: Search) -> Any:
     """Describe a callable by its identity, anything else by its type, and both by what they hold."""
     search.seen[id(subject)] = len(search.seen)
     kind: Any = type(subject)
-    search.is_sure &= _is_torch(subject) or _is_record(kind)
+    search.is_sure &= _is_torch(subject) or is_record(kind)
     held = _sifted(getattr(subject, "__dict__", {}).values(), search)
     captured = list(search.tensors)
     parts = [_describe(part, search) for part in held[:_LONG]]
@@ -248,28 +247,6 @@ def _describe_object(subject: Any, search: Search) -> Any:
         return (Identity(subject), *parts)
     except TypeError:  # no weak references to it: a built-in, or a class with slots
         return (_class_of(subject), getattr(subject, "__qualname__", None))
-
-
-# What has been found of classes, which are not kept alive.
-_records: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-
-
-def _is_record(kind: type) -> bool:
-    """Whether its instances are fields and nothing else: frozen dataclasses without methods or slots."""
-    known = _records.get(kind)
-    if known is None:
-        known = _records[kind] = _has_fields_alone(kind)
-    return known
-
-
-def _has_fields_alone(kind: type) -> bool:
-    if not getattr(getattr(kind, "__dataclass_params__", None), "frozen", False):
-        return False
-    known = [vars(base) for base in kind.__mro__[:-1]]
-    fields = {field.name for field in dataclasses.fields(kind)}
-    own = {name for names in known for name, value in names.items() if callable(value)} - fields
-    few = len(fields) <= _LONG
-    return few and all(name[:2] == "__" for name in own) and kind.__dictoffset__ != 0
 
 
 def _is_torch(subject: Any) -> bool:
@@ -311,7 +288,8 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
         kind = type(known)
         if kind in _VALUES and not search.values:
             search.connects |= kind in _TENSORS and known.requires_grad
-            search.is_sure &= kind is not types.ModuleType or _is_closed(known, names)
+            if kind is types.ModuleType and known.__name__ not in _UNCHANGING:
+                search.is_sure &= _is_closed(known, names)
             continue
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
@@ -334,7 +312,12 @@ def _add_closure(function: types.FunctionType, parts: list[Any], search: Search)
             contents = cell.cell_contents
         except ValueError:  # the cell is still empty
             continue
-        parts.append(_describe(contents, search))
+        kind = type(contents)
+        if kind in _VALUES and not search.values:  # as in `_describe`, where it is a call for each
+            search.connects |= kind in _TENSORS and contents.requires_grad
+            parts.append(kind)
+        else:
+            parts.append(_describe(contents, search))
 
 
 def _is_closed(module: types.ModuleType, names: tuple[str, ...]) -> bool:
@@ -375,8 +358,12 @@ def of_arguments(
     """Describe arguments by tree and kinds of tensors; others are described as captured ones."""
     search = search or Search()
     if not kwargs:
-        kinds = [_of_tensor(arg, search) for arg in args if isinstance(arg, torch.Tensor)]
-        if len(kinds) == len(args):
+        kinds = []
+        for arg in args:
+            if not isinstance(arg, torch.Tensor):
+                break
+            kinds.append(_of_tensor(arg, search))
+        else:
             return tuple(kinds)
     leaves, spec = flatten((args, dict(kwargs)))
     described = [

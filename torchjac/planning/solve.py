@@ -23,6 +23,7 @@ from torchjac.evaluation.surroundings import (
     is_out_of_memory,
     out_of_inference,
 )
+from torchjac.foundations.seeds import Seeds
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
@@ -86,6 +87,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     try:
         answer = _first_that_works(problem, record, draw)
         if draw is None or not to_check(problem, answer.way, record):
+            record.repeats = _to_repeat(problem, record)
             return answer
         # What the answer is compared with must not be written over it.
         known, apart = record, replace(problem, into=None, shown=None, ranks=None)
@@ -98,6 +100,16 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     if draw is not None:
         draw.again()
     return _solve(problem, key, None)
+
+
+def _to_repeat(problem: Problem, record: Record) -> Seeds | None:
+    """The seeds, if all that is left for calls like this one is one backward pass; see `repeated`."""
+    way = record.next_way
+    is_plain = problem.order == 1 and problem.compression is None and not record.slower
+    if not is_plain or problem.recorded is not None or to_check(problem, way, record):
+        return None
+    seeds = record.prepared.get((way, "reverse"))
+    return seeds if seeds is not None and len(seeds.counts) == 1 else None
 
 
 def _of_its_like(problem: Problem, key: Hashable) -> Record | None:
@@ -195,7 +207,7 @@ def _fall_back(problem: Problem, record: Record, draw: Draw | None, refusals: Re
                 raise
             refusals.add(way, error)
             continue
-        record.refused = rank
+        record.refused, record.repeats = rank, None
         refusals.warn(answer.way, answer.passes)
         return answer
     raise refusals.error() from refusals.first

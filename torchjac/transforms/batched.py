@@ -18,7 +18,7 @@ from torchjac.errors import (
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, leaves_of, unflatten
-from torchjac.planning.problem import Problem
+from torchjac.planning.problem import Ask, Problem
 from torchjac.transforms.call import Call, Leaves
 from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import (
@@ -124,9 +124,11 @@ def batched_jac(
 
     kind = _SampleCall if per_sample else _BatchCall
 
-    def ask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_BatchCall, Problem]:
-        batch = kind(options, func, args, kwargs, in_dims, randomness)
-        problem = Problem(
+    def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _BatchCall:
+        return kind(options, func, args, kwargs, in_dims, randomness)
+
+    def pose(batch: _BatchCall) -> Problem:
+        return Problem(
             name=name,
             function=batch,
             slower=batch.one_by_one if isinstance(batch, _SampleCall) else None,
@@ -143,7 +145,6 @@ def batched_jac(
             keep_state=batch.keep_state,
             is_sure=lambda: batch.is_sure,
         )
-        return batch, problem
 
     def tree(batch: _BatchCall, outcome: Outcome, leaves: Leaves) -> Any:
         return outcome.jacobian([batch.input_trees(row) for row in leaves])
@@ -155,7 +156,7 @@ def batched_jac(
             f"no draw would be that of one process. Draw before, and pass what was drawn as an argument."
         )
     delivery = Delivery.checked(name, out, progress, device_mesh)
-    return transformed(Transform(name, func, options, ask, tree, own, delivery))
+    return transformed(Transform(name, func, options, Ask(take, pose), tree, own, delivery))
 
 
 def _check_in_dims(name: str, in_dims: object) -> None:

@@ -18,10 +18,10 @@ from torchjac.evaluation.engines import FlatFunction
 from torchjac.evaluation.parameters import replacing
 from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.identity import Identity
-from torchjac.foundations.pytree import TreeSpec, flatten, map_tree, unflatten
+from torchjac.foundations.pytree import ONE_LEAF, TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
 from torchjac.planning.captured.watch import Watch
-from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.problem import Answer, Ask, Problem
 from torchjac.planning.signature import (
     Search,
     modules_of,
@@ -49,6 +49,18 @@ class Call:
     function does to its arguments in place is never seen by the caller, nor by another pass.
     """
 
+    outcome: Outcome
+    """How the latest evaluation's outputs go back into trees."""
+    names: Sequence[str] = ()
+    """Of the parameters that are differentiated by."""
+    is_sure = True
+    """Whether the signature tells all that the function captured; known once it was asked for."""
+    may_capture = True
+    """Whether a tensor that requires grad may be among what the function finds by itself."""
+    _signature: Hashable | None = None
+    _buffers: Buffers | None = None
+    _replaced: contextlib.ExitStack | None = None
+
     def __init__(
         self,
         options: Options,
@@ -62,25 +74,18 @@ class Call:
             func = func.module  # they are for training: their hooks are not for torch.func
         self._func, self._args, self._kwargs = func, args, dict(kwargs)
         self._positions: list[int] = []
-        self.names: list[str] = []
-        """Of the parameters that are differentiated by."""
         self._specs: list[TreeSpec] = []
         self.primals: list[Tensor] = []
-        self._outcome: Outcome | None = None
-        self._buffers: Buffers | None = None
-        self._replaced: contextlib.ExitStack | None = None
         # A thread that differentiates a module by its parameters may swap them meanwhile.
         self._runs_module: bool | None = is_module or None
-        self.is_sure = True
-        """Whether the signature tells all that the function captured; known once it was asked for."""
-        self.may_capture = True
-        """Whether a tensor that requires grad may be among what the function finds by itself."""
         self.captures_primals = options.argnums == PARAMS
         """Whether the function finds its primals by itself, because they are a module's parameters."""
         if options.argnums == PARAMS:
             self._take_parameters()
         else:
             self._take_arguments()
+        self.takes_one_tensor = type(options.argnums) is int and self._specs[0] is ONE_LEAF
+        """Whether that is all the function is differentiated by, so that results have no tree of inputs."""
 
     def _take_parameters(self) -> None:
         assert isinstance(self._func, torch.nn.Module)
@@ -160,7 +165,7 @@ class Call:
     def __call__(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         returned = self._evaluate(leaves)
         if type(returned) is Tensor and returned.is_floating_point() and not self.options.has_aux:
-            self._outcome = ONE_TENSOR
+            self.outcome = ONE_TENSOR
             return (returned,), ()
         aux = None
         if self.options.has_aux:
@@ -178,7 +183,7 @@ class Call:
                 f"{self.options.name}: func returned {_describe(returned)}, which holds no floating-point "
                 f"tensor, so there is nothing to differentiate."
             )
-        self._outcome = Outcome(kinds, spec, aux)
+        self.outcome = Outcome(kinds, spec, aux)
         pairs = list(zip(kinds, outputs, strict=True))
         carried = [output for kind, output in pairs if kind == "carried"]
         carried += [leaf for leaf in (aux.leaves if aux else ()) if isinstance(leaf, Tensor)]
@@ -192,21 +197,25 @@ class Call:
         full, first = list(args), 0
         # Parameters have no position among the arguments.
         for position, spec in zip(self._positions, self._specs, strict=False):
-            full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
+            if spec is ONE_LEAF:
+                full[position] = leaves[first]
+            else:
+                full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
-        args = [arg.clone() if isinstance(arg, Tensor) else _copied(arg) for arg in full]
+        for k, arg in enumerate(full):
+            full[k] = arg.clone() if isinstance(arg, Tensor) else _copied(arg)
         kwargs = self._kwargs and {name: _copied(arg) for name, arg in self._kwargs.items()}
         if self._runs_module is False:
-            return self._func(*args, **kwargs)
+            return self._func(*full, **kwargs)
         with exclusively(bool(self._runs_module)), self._leaving_no_trace():
             if self.options.argnums != PARAMS or self._are_parameters(leaves):
-                return self._func(*args, **kwargs)
+                return self._func(*full, **kwargs)
             assert isinstance(self._func, torch.nn.Module)
             if self._replaced is not None:
                 self._replaced.enter_context(replacing(self._func, self.primals, leaves))
-                return self._func(*args, **kwargs)
+                return self._func(*full, **kwargs)
             swapped = dict(zip(self.names, leaves, strict=True))
-            return torch.func.functional_call(self._func, swapped, tuple(args), kwargs)
+            return torch.func.functional_call(self._func, swapped, tuple(full), kwargs)
 
     @contextlib.contextmanager
     def keeping_parameters(self) -> Iterator[None]:
@@ -251,20 +260,16 @@ class Call:
             )
         return "differentiable" if output.is_floating_point() else "carried"
 
-    @property
-    def outcome(self) -> Outcome:
-        """How the latest evaluation's outputs go back into trees."""
-        assert self._outcome is not None
-        return self._outcome
-
     def signature(self) -> Hashable:
         """What makes another call the same as this one."""
-        search = Search(values=self.options.sparsity is not None)
-        function, self._runs_module = of_function(self._func, search)
-        arguments = of_arguments(tuple(self._args), self._kwargs, search)
-        self.is_sure = search.is_sure
-        self.may_capture = search.connects or not search.is_sure
-        return (self.options, function, arguments)
+        if self._signature is None:
+            search = Search(values=self.options.sparsity is not None)
+            function, self._runs_module = of_function(self._func, search)
+            arguments = of_arguments(tuple(self._args), self._kwargs, search)
+            self.is_sure = search.is_sure
+            self.may_capture = search.connects or not search.is_sure
+            self._signature = (self.options, function, arguments)
+        return self._signature
 
     def likeness(self) -> tuple[Hashable, Sequence[Identity]]:
         """The same for all tensors of a kind that the function captured, and those."""
@@ -296,6 +301,11 @@ class Call:
             return twin
 
         return found, with_others
+
+    @property
+    def given(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments."""
+        return self._args, self._kwargs
 
     def captured(self) -> list[Tensor]:
         """The tensors that the function finds by itself."""
@@ -334,14 +344,14 @@ def _describe(returned: object) -> str:
     return f"{type(returned).__name__} {returned!r}"[:80]
 
 
-def asks(
-    options: Options, func: Callable[..., Any], order: int
-) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Call, Problem]]:
+def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
     """What a call of a transform of whole arguments asks for: of order 1 a Jacobian, of 2 a Hessian."""
     watch = Watch(func) if options.sparsity is not None else None
 
-    def ask(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Call, Problem]:
-        call = Call(options, func, args, kwargs)
+    def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return Call(options, func, args, kwargs)
+
+    def pose(call: Call) -> Problem:
         problem = Problem(
             name=options.name,
             function=call,
@@ -361,8 +371,8 @@ def asks(
             layout=options.layout,
         )
         if watch is not None:
-            problem.note = lambda key: watch.note(key, args, kwargs)
+            problem.note = lambda key: watch.note(key, *call.given)
             problem.is_unchanged = watch.is_unchanged
-        return call, problem
+        return problem
 
-    return ask
+    return Ask(take, pose)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -18,7 +18,7 @@ from torchjac.evaluation.surroundings import (
 )
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.ranks import Ranks
-from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.problem import Answer, Ask
 from torchjac.planning.solve import solve
 from torchjac.transforms.facts import argument_facts, option_facts, parameter_facts
 from torchjac.transforms.options import Options, check_flag
@@ -84,7 +84,7 @@ class _Transform(Named, Protocol):
     def own(self) -> Mapping[str, Any]: ...
 
     @property
-    def ask(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]: ...
+    def ask(self) -> Ask: ...
 
     def give(self, call: Any, answer: Answer) -> Any: ...
 

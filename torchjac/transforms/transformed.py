@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.problem import Answer, Ask
+from torchjac.planning.repeat import repeated
 from torchjac.planning.signature import DESCRIBED
 from torchjac.planning.solve import solve
 from torchjac.transforms.delivery import PLAIN, Delivery, delivered
 from torchjac.transforms.options import check_flag
+from torchjac.transforms.outcome import ONE_TENSOR
 
 __all__ = ["Transform", "like_func", "transformed"]
 
@@ -45,7 +47,7 @@ class Transform(NamedTuple):
     name: str
     func: Callable[..., Any]
     options: Any
-    ask: Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]
+    ask: Ask
     tree: Callable[[Any, Any, Sequence[Sequence[Any]]], Any]
     """Puts ``leaves[output][input]`` into the tree of the result, for a call and its outcome."""
     own: Mapping[str, Any] = types.MappingProxyType({})
@@ -54,6 +56,10 @@ class Transform(NamedTuple):
 
     def give(self, call: Any, answer: Answer) -> Any:
         """What the user gets for an answer."""
+        if answer.outcome is ONE_TENSOR and call.takes_one_tensor:
+            leaf = answer.leaves[0][0]
+            if isinstance(leaf, Tensor):
+                return call.packed(leaf, answer)
         leaves: Sequence[Sequence[Tensor]] = answer.laid_out(self.options.layout)
         return call.packed(self.tree(call, answer.outcome, leaves), answer)
 
@@ -76,13 +82,13 @@ class Transform(NamedTuple):
 
 def transformed(transform: Transform) -> Callable[..., Any]:
     """Put a transform together: what it asks, solved, is handed out."""
-    ask, give, plainly = transform.ask, transform.give, transform.delivery is PLAIN
+    (take, pose), give, plainly = transform.ask, transform.give, transform.delivery is PLAIN
 
     def derivative(*args: Any, **kwargs: Any) -> Any:
         if not plainly:
             return delivered(transform, transform.delivery, args, kwargs)
-        call, problem = ask(args, kwargs)
-        return give(call, solve(problem))
+        call = take(args, kwargs)
+        return give(call, repeated(call) or solve(pose(call)))
 
     def plan(*args: Any, tune: bool = False, **kwargs: Any) -> Any:
         """Look into the function once, and choose the cheapest way to its derivative.

@@ -24,7 +24,7 @@ from torchjac.planning.plans.explain import explain
 from torchjac.planning.plans.fields import Arguments, Fields, are_plain
 from torchjac.planning.plans.proof import stands, verify
 from torchjac.planning.plans.saving import save
-from torchjac.planning.problem import Answer, Problem
+from torchjac.planning.problem import Answer, Ask, Problem
 from torchjac.planning.solve import solve
 from torchjac.structure.blocks import SparseBlock
 from torchjac.structure.coloring import Coloring
@@ -49,8 +49,8 @@ class Transform(Protocol):
         """The keyword arguments that make the same transform of another function."""
 
     @property
-    def ask(self) -> Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Any, Problem]]:
-        """The call, and the problem that it poses."""
+    def ask(self) -> Ask:
+        """What a call asks for."""
 
     @property
     def give(self) -> Callable[[Any, Answer], Any]:
