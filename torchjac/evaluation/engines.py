@@ -249,24 +249,6 @@ def linearize(function: FlatFunction, primals: Sequence[Tensor], direction: Dire
     return record(function, primals)
 
 
-def _leaves(
-    function: FlatFunction, primals: Sequence[Tensor], differentiable: bool
-) -> tuple[list[Tensor], list[Tensor]]:
-    """What the function is evaluated at, and which of it the caller can differentiate by."""
-    if getattr(function, "captures_primals", False) and all(p.requires_grad for p in primals):
-        # A module's own parameters: they are leaves already, and nothing has to be swapped.
-        return list(primals), list(primals)
-    leaves, outside = [], []
-    for primal in primals:
-        if differentiable and primal.requires_grad:
-            leaf = primal.view_as(primal)
-            outside.append(leaf)
-        else:
-            leaf = primal.detach().requires_grad_()
-        leaves.append(leaf)
-    return leaves, outside
-
-
 def record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     """Evaluate ``function`` with plain autograd on private leaves.
 
@@ -275,7 +257,19 @@ def record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     """
     differentiable = torch.is_grad_enabled()
     start = _sequence_number() if _sequence_number else None
-    leaves, outside = _leaves(function, primals, differentiable)
+    leaves: list[Tensor] = []
+    outside: list[Tensor] = []
+    if getattr(function, "captures_primals", False) and all(p.requires_grad for p in primals):
+        # A module's own parameters: they are leaves already, and nothing has to be swapped.
+        leaves = outside = list(primals)
+    else:
+        for primal in primals:
+            if differentiable and primal.requires_grad:
+                leaf = primal.view_as(primal)
+                outside.append(leaf)
+            else:
+                leaf = primal.detach().requires_grad_()
+            leaves.append(leaf)
     # What torch.enable_grad does, in three calls more.
     torch._C._set_grad_enabled(True)
     try:

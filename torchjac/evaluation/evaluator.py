@@ -26,9 +26,10 @@ from torchjac.foundations.seeds import Chunk, Seeds
 __all__ = [
     "Places",
     "assemble",
-    "at_once",
+    "columns_at_once",
     "places_in",
     "refuse_other_values",
+    "rows_at_once",
     "run",
     "write",
 ]
@@ -261,10 +262,18 @@ def _handed_out(leaf: Tensor, primal: Tensor) -> Tensor:
     return leaf if leaf.dtype == primal.dtype else leaf.to(primal.dtype)
 
 
-def at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
-    """What `run` and `assemble` make of one output by the seeds of its rows, where one pass takes them all.
+def columns_at_once(engine: Engine, seeds: Seeds) -> list[list[Tensor]]:
+    """The leaves ``[output][input]`` of one input, by one forward pass that takes all seeds."""
+    total = seeds.total
+    products = _pass(engine, seeds.chunk(0, total), total, last=False)
+    blocks = _block(engine, products, total)
+    return assemble(blocks, engine, engine.primals, batched=seeds.layout.batched)
 
-    It is written out, since small functions take no longer than the layers that it leaves out.
+
+def rows_at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
+    """The leaves ``[input]`` of one output, by one backward pass that takes all seeds.
+
+    It is written out, since a small function takes no longer than the layers that this leaves out.
     """
     (value,), total, batched = engine.values, seeds.total, seeds.layout.batched
     if total == 1:
@@ -281,7 +290,7 @@ def at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
         if batched and total > 1:
             product = product.transpose(0, 1)  # (m, B, *in) -> (B, m, *in)
         leaf = product if product.shape == shape else product.reshape(shape)
-        leaves.append(_handed_out(leaf, primal))
+        leaves.append(_handed_out(leaf, primal) if 0 in leaf.stride() else leaf)
     return leaves
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "inside_transform",
     "inside_vmap",
     "is_aside",
+    "is_eager",
     "is_fake",
     "is_out_of_memory",
     "is_traced",
@@ -77,19 +78,26 @@ def without_modes() -> contextlib.AbstractContextManager[object]:
     return cast("contextlib.AbstractContextManager[object]", step_out())
 
 
-def nothing_around(*, autocast: bool = False) -> bool:
-    """True in plain eager code: no transform, compiler, mode or level of forward mode.
-
-    Nor autocast, unless ``autocast`` says that it would not matter. A default device is no mode here: it
-    is asked for by `defaults`.
-    """
+def is_eager() -> bool:
+    """True where plain autograd records: no transform, compiler, dispatch mode, level of forward mode."""
     return (
         not compiling()  # first, for the compiler cannot trace the others
         and _functorch.peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch._C._len_torch_dispatch_stack()
-        and (not torch._C._len_torch_function_stack() or _default_device() is not None)
         and not torch.is_inference_mode_enabled()
+    )
+
+
+def nothing_around(*, autocast: bool = False) -> bool:
+    """True in eager code that no mode changes.
+
+    Nor autocast, unless ``autocast`` says that it would not matter. A default device is no mode here: it
+    is asked for by `defaults`.
+    """
+    return (
+        is_eager()
+        and (not torch._C._len_torch_function_stack() or _default_device() is not None)
         and (autocast or not torch._C._is_any_autocast_enabled())
     )
 

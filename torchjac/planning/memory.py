@@ -53,8 +53,8 @@ class Record:
     """The sparsity that is made use of."""
     prepared: dict[tuple[Way, Direction], Seeds] = field(default_factory=dict)
     """The seeds of the ways that take them all at once, holding so little that it always fits."""
-    repeats: Seeds | None = None
-    """The seeds of calls that only repeat one whose result is known to be right; see `repeated`."""
+    repeats: tuple[Way, Seeds] | None = None
+    """The way and the seeds of calls that only repeat one whose result is known to be right."""
     instead: Way | None = None
     """The way that has to be taken because a check has failed of the best one."""
     checked: set[Way] = field(default_factory=set)

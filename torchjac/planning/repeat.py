@@ -1,4 +1,4 @@
-"""A call like one before: one backward pass, and nothing asked that has been answered.
+"""A call like one before: one pass, and nothing asked that has been answered.
 
 What stands around a small function takes as long as to evaluate it and to differentiate it, so it is left
 out where it is known what would come of it. Whatever is not as it was then is left to `solve`.
@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from torchjac.errors import TorchjacError
-from torchjac.evaluation.engines import record
-from torchjac.evaluation.evaluator import at_once
-from torchjac.evaluation.surroundings import compiling, inside_transform, is_out_of_memory
+from torchjac.evaluation.engines import Engine, Graph, linearize, record
+from torchjac.evaluation.evaluator import columns_at_once, rows_at_once
+from torchjac.evaluation.surroundings import (
+    exclusively,
+    is_eager,
+    is_out_of_memory,
+)
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.fallback import is_refusal
-from torchjac.planning.memory import Record, recall
+from torchjac.planning.memory import recall
 from torchjac.planning.problem import Answer
+from torchjac.planning.ways import Way
 
 __all__ = ["repeated"]
 
@@ -43,26 +46,22 @@ class Repeatable(Protocol):
 
 def repeated(call: Repeatable) -> Answer | None:
     """The answer to a call whose like has been answered and checked, if one pass gives it."""
-    if (
-        compiling()  # first, for the compiler cannot trace the others
-        or torch._C._len_torch_dispatch_stack()
-        or inside_transform()
-        or forward_ad._current_level >= 0
-        or torch.is_inference_mode_enabled()
-    ):
+    if not is_eager():
         return None
     known = recall(call.signature())
     if known is None or known.repeats is None:
         return None
-    seeds = known.repeats
+    way, seeds = known.repeats
     for primal in call.primals:
         if primal.is_inference():
             return None
+    is_forward = way.direction == "forward"
     try:
-        if call.is_sure or seeds.total == 1:  # as in `attempt`
-            return _read_off(call, known, seeds)
-        with uncompiled():
-            return _read_off(call, known, seeds)
+        if not is_forward and (call.is_sure or seeds.total == 1):  # as in `attempt`
+            return _read_off(record(call, call.primals), call, way, seeds)
+        with exclusively(is_forward), uncompiled(not is_forward):
+            engine = linearize(call, call.primals, way.direction)
+            return _read_off(engine, call, way, seeds)
     except TorchjacError:
         raise
     except Exception as error:
@@ -71,10 +70,12 @@ def repeated(call: Repeatable) -> Answer | None:
         raise
 
 
-def _read_off(call: Repeatable, known: Record, seeds: Seeds) -> Answer | None:
-    graph = record(call, call.primals)
-    if not seeds.layout.fits(graph.values):
-        return None
-    leaves = [at_once(graph, seeds)]
-    values, carried = graph.values, graph.carried
-    return Answer(known.next_way, seeds.total, leaves, values, carried, call.outcome, graph)
+def _read_off(engine: Engine, call: Repeatable, way: Way, seeds: Seeds) -> Answer | None:
+    graph = engine if isinstance(engine, Graph) else None
+    if graph is None:
+        leaves = columns_at_once(engine, seeds)
+    elif seeds.layout.fits(graph.values):
+        leaves = [rows_at_once(graph, seeds)]
+    else:
+        return None  # the outputs have other sizes now
+    return Answer(way, seeds.total, leaves, engine.values, engine.carried, call.outcome, graph)

@@ -102,14 +102,17 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     return _solve(problem, key, None)
 
 
-def _to_repeat(problem: Problem, record: Record) -> Seeds | None:
-    """The seeds, if all that is left for calls like this one is one backward pass; see `repeated`."""
+def _to_repeat(problem: Problem, record: Record) -> tuple[Way, Seeds] | None:
+    """The way and its seeds, if all that is left for calls like this one is one pass; see `repeated`."""
     way = record.next_way
-    is_plain = problem.order == 1 and problem.compression is None and not record.slower
-    if not is_plain or problem.recorded is not None or to_check(problem, way, record):
+    is_right = problem.check == "never" or (problem.check == "first" and way in record.checked)
+    is_plain = problem.order == 1 and problem.compression is None and problem.recorded is None
+    if not is_right or not is_plain or record.slower:
         return None
-    seeds = record.prepared.get((way, "reverse"))
-    return seeds if seeds is not None and len(seeds.counts) == 1 else None
+    seeds = record.prepared.get((way, way.direction))
+    if seeds is None or len(seeds.counts) != 1 or not seeds.total:
+        return None
+    return way, seeds
 
 
 def _of_its_like(problem: Problem, key: Hashable) -> Record | None:

@@ -25,7 +25,15 @@ def switches_of(module: torch.nn.Module) -> list[Any]:
     Batch norm couples the samples in training mode, and also without running statistics.
     """
     found: list[Any] = []
-    for part in module.modules():
+    # The walk of `Module.modules`, which is of generators within each other.
+    seen: set[int] = set()
+    stack: list[torch.nn.Module | None] = [module]
+    while stack:
+        part = stack.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        stack += part._modules.values()
         held = vars(part)
         names = list(held)
         found += (part.training, id(part), id(part.__class__))

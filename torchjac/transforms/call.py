@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -84,8 +85,10 @@ class Call:
             self._take_parameters()
         else:
             self._take_arguments()
-        self.takes_one_tensor = type(options.argnums) is int and self._specs[0] is ONE_LEAF
-        """Whether that is all the function is differentiated by, so that results have no tree of inputs."""
+        self.is_bare = (
+            type(options.argnums) is int and self._specs[0] is ONE_LEAF and not options.return_value
+        )
+        """Whether the derivative of one tensor is handed out as it is."""
 
     def _take_parameters(self) -> None:
         assert isinstance(self._func, torch.nn.Module)
@@ -134,7 +137,12 @@ class Call:
 
     def _check_leaf(self, leaf: object, number: int | str) -> None:
         # Before any text is made: the compiler cannot trace that for sizes that vary.
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and is_dense(leaf):
+        if (
+            isinstance(leaf, Tensor)
+            and leaf.is_floating_point()
+            and leaf.layout is torch.strided
+            and not leaf.is_nested
+        ):
             return
         where = f"{self.options.name}(argnums={self.options.argnums!r}): argument {number}"
         if leaf is None:
@@ -348,9 +356,6 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
     """What a call of a transform of whole arguments asks for: of order 1 a Jacobian, of 2 a Hessian."""
     watch = Watch(func) if options.sparsity is not None else None
 
-    def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
-        return Call(options, func, args, kwargs)
-
     def pose(call: Call) -> Problem:
         problem = Problem(
             name=options.name,
@@ -375,4 +380,4 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             problem.is_unchanged = watch.is_unchanged
         return problem
 
-    return Ask(take, pose)
+    return Ask(functools.partial(Call, options, func), pose)

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from torchjac.planning.problem import Answer, Ask
@@ -19,6 +20,10 @@ from torchjac.transforms.outcome import ONE_TENSOR
 
 __all__ = ["Transform", "like_func", "transformed"]
 
+# What a wrapper has of what it wraps. Modules have no name, and take long to say so.
+_OF_FUNCTIONS = functools.WRAPPER_ASSIGNMENTS
+_OF_MODULES = ("__module__", "__doc__")
+
 
 def like_func(
     func: Callable[..., Any], *options: Hashable
@@ -30,8 +35,8 @@ def like_func(
 
     def like(wrapper: Callable[..., Any]) -> Callable[..., Any]:
         setattr(wrapper, DESCRIBED, _Described(func, options))
-        # What functools.wraps does, which takes longer to get there than to do it.
-        return functools.update_wrapper(wrapper, func, updated=())
+        assigned = _OF_MODULES if isinstance(func, torch.nn.Module) else _OF_FUNCTIONS
+        return functools.update_wrapper(wrapper, func, assigned, updated=())
 
     return like
 
@@ -56,10 +61,10 @@ class Transform(NamedTuple):
 
     def give(self, call: Any, answer: Answer) -> Any:
         """What the user gets for an answer."""
-        if answer.outcome is ONE_TENSOR and call.takes_one_tensor:
+        if answer.outcome is ONE_TENSOR and call.is_bare:
             leaf = answer.leaves[0][0]
             if isinstance(leaf, Tensor):
-                return call.packed(leaf, answer)
+                return leaf
         leaves: Sequence[Sequence[Tensor]] = answer.laid_out(self.options.layout)
         return call.packed(self.tree(call, answer.outcome, leaves), answer)
 
@@ -110,4 +115,6 @@ def transformed(transform: Transform) -> Callable[..., Any]:
 
     derivative.plan = plan  # type: ignore[attr-defined]
     setattr(derivative, DESCRIBED, transform)
-    return functools.update_wrapper(derivative, transform.func, updated=())
+    func = transform.func
+    assigned = _OF_MODULES if isinstance(func, torch.nn.Module) else _OF_FUNCTIONS
+    return functools.update_wrapper(derivative, func, assigned, updated=())
