@@ -44,6 +44,16 @@ def test_a_fake_tensor_names_its_mode():
     assert not hasattr(torch.ones(2), "fake_mode")
 
 
+def test_grad_mode_can_be_set_without_a_context():
+    # torchjac/evaluation/engines.py: record
+    try:
+        torch._C._set_grad_enabled(False)
+        assert not torch.is_grad_enabled()
+    finally:
+        torch._C._set_grad_enabled(True)
+    assert torch.is_grad_enabled()
+
+
 def test_grad_mode_alone_does_not_record_within_inference_mode():
     x = torch.ones(2)
     with torch.inference_mode(), torch.enable_grad():

@@ -153,13 +153,15 @@ def _prepare(
         return seeds, 1
     if problem.chunk_size not in ("auto", None):
         return seeds, int(problem.chunk_size)
-    if record is None or problem.chunk_size is None:
+    if record is None:
         return seeds, None
-    held = _bytes_per_pass(problem, way, record)
-    fits, size = always_fits(seeds.total, held), seeds.total
-    if not fits:
-        device, anew = problem.primals[0].device, engine.evaluates_anew
-        size = choose_chunk_size(seeds.total, held, device, anew=anew)
+    fits, size = True, seeds.total
+    if problem.chunk_size is not None:
+        held = _bytes_per_pass(problem, way, record)
+        fits = always_fits(seeds.total, held)
+        if not fits:
+            device, anew = problem.primals[0].device, engine.evaluates_anew
+            size = choose_chunk_size(seeds.total, held, device, anew=anew)
     # A tensor that is made inside a transform belongs to it.
     if size >= seeds.total and not inside_transform():
         seeds.keep_if_small()
