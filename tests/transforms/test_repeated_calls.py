@@ -140,7 +140,7 @@ ASKING: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "no outputs": (torchjac.jac(lambda x: x[:0].sin()), (X,)),
     "two outputs": (torchjac.jac(lambda x: (x.sin(), x.cos())), (X,)),
     "Hessians": (torchjac.hessian(lambda x: x.sin().prod()), (X,)),
-    "patterns": (torchjac.jac(torch.sin, sparsity="detect"), (X,)),
+    "patterns": (torchjac.jac(torch.sin, sparsity=torch.eye(2, dtype=torch.bool)), (X,)),
     "a tensor of inference mode": (torchjac.jac(matrix), (torch.inference_mode()(X.clone)(),)),
 }
 
