@@ -4,8 +4,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import torchjac
+from torchjac.planning import look as planning_look
 from torchjac.planning.look import look
-from torchjac.planning.memory import forget_everything
 from torchjac.planning.modes import (
     FORWARD_COST,
     FORWARD_COST_OF_CONVOLUTIONS,
@@ -152,14 +152,16 @@ def test_forward_passes_of_convolutions_are_cheap(n, m, mode):
 
 def test_a_look_sees_convolutions_and_parameters():
     kernel = torch.randn(1, 1, 3, requires_grad=True)
-    x = (torch.randn(1, 1, 8),)
 
-    def cost(weight, func=torch.nn.functional.conv1d):
+    def cost(weight, side, func=torch.nn.functional.conv1d):
+        x = (torch.randn(1, 1, side),)
         return look(lambda primals: (func(*primals, weight),), x).work.forward_cost(2**20)
 
-    assert cost(kernel.detach()) == FORWARD_COST_OF_CONVOLUTIONS
-    assert cost(kernel) == FORWARD_COST
-    assert cost(kernel[..., :1].detach(), torch.mul) == FORWARD_COST
+    assert cost(kernel.detach(), 2**13) == FORWARD_COST_OF_CONVOLUTIONS
+    # Behind as many forward passes as there are inputs is a graph of that many numbers squared.
+    assert cost(kernel, 2**12) == FORWARD_COST_OF_CONVOLUTIONS
+    assert cost(kernel, 2**13) == FORWARD_COST
+    assert cost(kernel[..., :1].detach(), 8, torch.mul) == FORWARD_COST
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,14 @@ def test_many_entries_of_a_function_of_slices_go_forward(sparsity):
     assert [forward[at - 1] for at, seen in enumerate(forward) if seen is None] == [False, True]
 
 
-def test_a_convolution_goes_forward_unless_its_result_is_to_be_differentiated():
+@pytest.mark.parametrize(
+    ("requires_grad", "little", "forward"),
+    [(False, 0, True), (True, 0, False), (True, 2**10, True)],
+)
+def test_a_convolution_goes_forward_unless_its_graph_is_large(
+    monkeypatch, requires_grad, little, forward
+):
+    monkeypatch.setattr(planning_look, "_LITTLE", little)
     kernel = torch.randn(1, 1, 3)
     taken = []
 
@@ -229,8 +238,6 @@ def test_a_convolution_goes_forward_unless_its_result_is_to_be_differentiated():
         taken.append(torch._C._functorch.peek_interpreter_stack() is not None)
         return torch.nn.functional.conv1d(x.reshape(1, 1, -1), kernel, padding=1).reshape(-1)
 
-    for requires_grad, forward in ((False, True), (True, False)):
-        kernel.requires_grad_(requires_grad)
-        forget_everything()
-        torchjac.jac(func, check="never")(torch.ones(9))
-        assert taken[-1] is forward
+    kernel.requires_grad_(requires_grad)
+    torchjac.jac(func, check="never")(torch.ones(9))
+    assert taken[-1] is forward

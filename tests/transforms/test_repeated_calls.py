@@ -88,6 +88,18 @@ def test_later_batches_equal_the_first(case: Any, batch: int, per_sample: bool) 
         assert_same(derivative(*stacked), first)
 
 
+@with_rules
+@given(strategies.programs_with_arguments(), st.sampled_from(["auto", "forward", "reverse"]))
+def test_later_calls_with_a_pattern_equal_the_dense_one(case: Any, mode: str) -> None:
+    program, args = case
+    dense = torchjac.jac(program, mode="reverse", chunk_size=1)(*args)
+    outputs, inputs = flatten(program(*args))[0], flatten(args[0])[0]
+    shape = sum(leaf.numel() for leaf in outputs), sum(leaf.numel() for leaf in inputs)
+    derivative = torchjac.jac(program, mode=mode, sparsity=torch.ones(shape).bool())
+    for _ in range(TIMES):
+        assert_same(derivative(*args), dense)
+
+
 # --- Which calls repeat ----------------------------------------------------------------------------
 
 
@@ -107,6 +119,8 @@ def of_samples(x: Tensor) -> Tensor:
     return (x @ W.T).sin()
 
 
+EYE = torch.eye(2, dtype=torch.bool)
+
 REPEATING: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "rows": (torchjac.jac(matrix), (X,)),
     "one row": (torchjac.jac(several), (X,)),
@@ -117,6 +131,9 @@ REPEATING: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "unchecked": (torchjac.jac(matrix, check="never"), (X,)),
     "a value": (torchjac.jac(matrix, return_value=True), (X,)),
     "something beside": (torchjac.jac(lambda x: (matrix(x), x.sum()), has_aux=True), (X,)),
+    "a given pattern": (torchjac.jac(torch.sin, sparsity=EYE), (X,)),
+    "a pattern of columns": (torchjac.jac(torch.sin, sparsity=EYE, mode="forward"), (X,)),
+    "a sparse layout": (torchjac.jac(torch.sin, sparsity=EYE, layout=torch.sparse_coo), (X,)),
     "a module": (torchjac.jac(NET), (X,)),
     "parameters": (torchjac.jac(NET, "params"), (X,)),
     "samples": (torchjac.batched_jac(matrix), (X.expand(4, 2),)),
@@ -140,7 +157,6 @@ ASKING: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "no outputs": (torchjac.jac(lambda x: x[:0].sin()), (X,)),
     "two outputs": (torchjac.jac(lambda x: (x.sin(), x.cos())), (X,)),
     "Hessians": (torchjac.hessian(lambda x: x.sin().prod()), (X,)),
-    "patterns": (torchjac.jac(torch.sin, sparsity=torch.eye(2, dtype=torch.bool)), (X,)),
     "a tensor of inference mode": (torchjac.jac(matrix), (torch.inference_mode()(X.clone)(),)),
 }
 

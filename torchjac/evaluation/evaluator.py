@@ -28,6 +28,7 @@ __all__ = [
     "assemble",
     "columns_at_once",
     "places_in",
+    "products_at_once",
     "refuse_other_values",
     "rows_at_once",
     "run",
@@ -111,8 +112,7 @@ def run(
         and not engine.evaluates_anew
     ):
         try:
-            products = _pass(engine, seeds.chunk(0, total), total, last=False)
-            return _block(engine, products, total)
+            return [products_at_once(engine, seeds)]
         except (RuntimeError, MemoryError) as error:
             if total == 1 or not is_out_of_memory(error):
                 raise
@@ -129,13 +129,11 @@ def run(
     return deferred(blocks, beyond, seeds, size, one_pass)
 
 
-def _block(engine: Engine, products: Sequence[Tensor | None], total: int) -> list[list[Tensor]]:
-    """One chunk, one leaf: the products are the block, and nothing has to be gathered."""
+def _blocks(engine: Engine, products: Sequence[Tensor | None], total: int) -> list[Tensor]:
+    """One chunk, one group: the products are the blocks, and nothing has to be gathered."""
     return [
-        [
-            _or_zeros(None, like, total) if product is None else product
-            for product, like in zip(products, _other_side(engine), strict=True)
-        ]
+        _or_zeros(None, like, total) if product is None else product
+        for product, like in zip(products, _other_side(engine), strict=True)
     ]
 
 
@@ -173,7 +171,7 @@ def _gather(
                 continue
             meter.update(stop - start)
             if stop - start == total and len(counts) == 1 and places is None:
-                return _block(engine, products, total)
+                return [_blocks(engine, products, total)]
             if draw is not None and start:
                 refuse_other_values(engine.values, first_values)
             first_values = first_values or (engine.values if draw is not None else ())
@@ -264,10 +262,14 @@ def _handed_out(leaf: Tensor, primal: Tensor) -> Tensor:
 
 def columns_at_once(engine: Engine, seeds: Seeds) -> list[list[Tensor]]:
     """The leaves ``[output][input]`` of one input, by one forward pass that takes all seeds."""
-    total = seeds.total
-    products = _pass(engine, seeds.chunk(0, total), total, last=False)
-    blocks = _block(engine, products, total)
+    blocks = [products_at_once(engine, seeds)]
     return assemble(blocks, engine, engine.primals, batched=seeds.layout.batched)
+
+
+def products_at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
+    """The products ``(k, *leaf)`` with every leaf on the other side, by one pass that takes all seeds."""
+    total = seeds.total
+    return _blocks(engine, _pass(engine, seeds.chunk(0, total), total, last=False), total)
 
 
 def rows_at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:

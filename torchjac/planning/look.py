@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.foundations.compiler import uncompiled
-from torchjac.planning.modes import ORDINARY, Work
+from torchjac.planning.modes import Work
 
 __all__ = ["Look", "evaluate_plainly", "look"]
 
 Evaluation: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
+
+# Numbers that a graph behind all forward passes may hold where one behind backward passes would hold less.
+_LITTLE = 2**24
 
 _NO_GRAD = re.compile("does not require grad|doesn't require grad|requires_grad=False")
 
@@ -81,10 +84,10 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     if values is None:
         values = evaluate_plainly(evaluate, primals)
     # A graph of parameters is kept in less memory behind backward passes; see NOTE [Deferred graphs].
-    work = ORDINARY
-    if not watch.requires_grad:
-        work = Work(watch.convolves, watch.sliced > watch.moved)
-    work = work._replace(largest=watch.largest)
+    kept = watch.moved * sum(primal.numel() for primal in primals) if watch.requires_grad else 0
+    convolves = watch.convolves and kept <= _LITTLE
+    slices = watch.sliced > watch.moved and not watch.requires_grad
+    work = Work(convolves, slices, watch.largest)
     return Look(tuple(value.numel() for value in values), watch.nbytes, work)
 
 

@@ -13,18 +13,19 @@ from torch import Tensor
 
 from torchjac.errors import TorchjacError
 from torchjac.evaluation.engines import Engine, Graph, linearize, record
-from torchjac.evaluation.evaluator import columns_at_once, rows_at_once
+from torchjac.evaluation.evaluator import columns_at_once, products_at_once, rows_at_once
 from torchjac.evaluation.surroundings import (
     exclusively,
     is_eager,
     is_out_of_memory,
 )
 from torchjac.foundations.compiler import uncompiled
-from torchjac.foundations.seeds import Seeds
+from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import is_refusal
-from torchjac.planning.memory import recall
+from torchjac.planning.memory import Record, recall
 from torchjac.planning.problem import Answer
-from torchjac.planning.ways import Way
+from torchjac.planning.sparsity import still_holds
+from torchjac.structure.blocks import SparseBlock
 
 __all__ = ["repeated"]
 
@@ -52,16 +53,17 @@ def repeated(call: Repeatable) -> Answer | None:
     if known is None or known.repeats is None:
         return None
     way, seeds = known.repeats
+    if known.compression is not None and not _holds(known.compression, call):
+        return None
     for primal in call.primals:
         if primal.is_inference():
             return None
     is_forward = way.direction == "forward"
     try:
         if not is_forward and (call.is_sure or seeds.total == 1):  # as in `attempt`
-            return _read_off(record(call, call.primals), call, way, seeds)
+            return _read_off(record(call, call.primals), call, known)
         with exclusively(is_forward), uncompiled(not is_forward):
-            engine = linearize(call, call.primals, way.direction)
-            return _read_off(engine, call, way, seeds)
+            return _read_off(linearize(call, call.primals, way.direction), call, known)
     except TorchjacError:
         raise
     except Exception as error:
@@ -70,12 +72,23 @@ def repeated(call: Repeatable) -> Answer | None:
         raise
 
 
-def _read_off(engine: Engine, call: Repeatable, way: Way, seeds: Seeds) -> Answer | None:
+def _holds(compression: Compression, call: Repeatable) -> bool:
+    """Whether a pattern is certainly one of the function as it is now."""
+    return call.is_sure and still_holds(compression, call.primals)
+
+
+def _read_off(engine: Engine, call: Repeatable, known: Record) -> Answer | None:
+    assert known.repeats is not None
+    way, seeds = known.repeats
     graph = engine if isinstance(engine, Graph) else None
-    if graph is None:
-        leaves = columns_at_once(engine, seeds)
-    elif seeds.layout.fits(graph.values):
-        leaves = [rows_at_once(graph, seeds)]
-    else:
+    leaves: Sequence[Sequence[Tensor | SparseBlock]]
+    if graph is not None and not seeds.layout.fits(graph.values):
         return None  # the outputs have other sizes now
+    if known.compression is not None:
+        products = {way.direction: products_at_once(engine, seeds)}
+        leaves = known.compression.blocks(way, products, engine.values, engine.primals)
+    elif graph is None:
+        leaves = columns_at_once(engine, seeds)
+    else:
+        leaves = [rows_at_once(graph, seeds)]
     return Answer(way, seeds.total, leaves, engine.values, engine.carried, call.outcome, graph)

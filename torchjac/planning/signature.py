@@ -145,7 +145,8 @@ def _describe(subject: Any, search: Search) -> Any:
         return (_describe(subject.__func__, search), _describe(subject.__self__, search))
     if isinstance(subject, types.BuiltinMethodType):
         # Made anew at every access, so its identity says nothing; that of what it belongs to does.
-        return (subject.__qualname__, _describe(subject.__self__, search))
+        owner = subject.__self__
+        return (subject.__qualname__, owner and _describe(owner, search))
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
         return ("partial", *subject.keywords, *[_describe(part, search) for part in parts])

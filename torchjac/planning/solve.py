@@ -106,8 +106,8 @@ def _to_repeat(problem: Problem, record: Record) -> tuple[Way, Seeds] | None:
     """The way and its seeds, if all that is left for calls like this one is one pass; see `repeated`."""
     way = record.next_way
     is_right = problem.check == "never" or (problem.check == "first" and way in record.checked)
-    is_plain = problem.order == 1 and problem.compression is None and problem.recorded is None
-    if not is_right or not is_plain or record.slower:
+    is_plain = problem.order == 1 and problem.recorded is None and not record.slower
+    if not is_right or not is_plain or way.both or problem.is_guest or not problem.is_settled:
         return None
     seeds = record.prepared.get((way, way.direction))
     if seeds is None or len(seeds.counts) != 1 or not seeds.total:

@@ -19,6 +19,8 @@ from torchjac.structure.coloring import Coloring
 
 __all__ = ["Recovery"]
 
+_MANY = 2**20  # entries; measured
+
 
 class Recovery:
     """How the blocks of one joint pattern are read off the products with the seeds of a colouring.
@@ -53,8 +55,8 @@ class Recovery:
         made = coloring.num_column_colors * m + coloring.num_row_colors * n
         # Of a diagonal, say, the products are the entries.
         self._is_all = len(places) == made and bool((np.diff(places, prepend=-1) == 1).all())
-        # Half the memory to read at every call, where the products are not too many.
-        width = np.int32 if made < 2**31 else np.int64
+        # PyTorch selects by wide indices faster, until reading them is what takes the time.
+        width = np.int32 if len(places) > _MANY and made < 2**31 else np.int64
         self._places = torch.from_numpy(places.astype(width)).to(device)
         self._corrections = _corrections(coloring, order, device)
         sizes = np.bincount(block, minlength=len(outputs.counts) * len(primals.counts))
@@ -94,7 +96,7 @@ class Recovery:
         if self._corrections is not None:
             entry, place, sign = self._corrections
             whole = whole.index_add(0, entry, flat.index_select(0, place) * sign)
-        entries = whole.split(self._sizes)
+        entries = whole.split(self._sizes) if len(self._sizes) > 1 else (whole,)
         width = len(self.primals.counts)
         found = [
             SparseBlock(index, values.to(dtype=kind[1], device=kind[2]))
@@ -132,6 +134,7 @@ def _in_leaves(positions: np.ndarray, counts: list[int]) -> tuple[np.ndarray, np
 
 
 def _side_by_side(products: Sequence[Tensor]) -> Tensor:
-    flat = [product.reshape(len(product), product.shape[1:].numel()) for product in products]
-    joined = flat[0] if len(flat) == 1 else torch.cat([f.to(flat[0].device) for f in flat], 1)
-    return joined.reshape(-1)
+    if len(products) == 1:
+        return products[0].reshape(-1)
+    flat = [product.reshape(product.shape[0], product.shape[1:].numel()) for product in products]
+    return torch.cat([f.to(flat[0].device) for f in flat], 1).reshape(-1)

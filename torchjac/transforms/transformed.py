@@ -63,8 +63,7 @@ class Transform(NamedTuple):
         """What the user gets for an answer."""
         if answer.outcome is ONE_TENSOR and call.is_bare:
             leaf = answer.leaves[0][0]
-            if isinstance(leaf, Tensor):
-                return leaf
+            return leaf if isinstance(leaf, Tensor) else leaf.laid_out(self.options.layout)
         leaves: Sequence[Sequence[Tensor]] = answer.laid_out(self.options.layout)
         return call.packed(self.tree(call, answer.outcome, leaves), answer)
 
