@@ -111,3 +111,30 @@ def test_a_module_that_counts_is_checked_once() -> None:
     before = net.calls
     torchjac.jac(net)(X[0] * 3)
     assert net.calls == before + 1
+
+
+def test_parts_that_a_module_says_it_has() -> None:
+    """Its walk over its parts is one of its own."""
+
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [nn.BatchNorm1d(3)]
+
+        def modules(self) -> Any:
+            yield self
+            yield from self.parts
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[0](x)
+
+    net = Hidden()
+    net.parts[0].eval()
+    derivative = torchjac.batched_jac(nn.Sequential(net), per_sample=False)
+    alone = torchjac.batched_jac(net, per_sample=False)
+    for _ in range(3):
+        derivative(X)
+        alone(X)
+    net.parts[0].train()
+    with pytest.raises(BatchCouplingError):
+        alone(X)

@@ -51,6 +51,9 @@ def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
 def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> Engine:
     if problem.point is not None:
         return problem.point.engine(direction, problem.primals)
+    begun = problem.take_begun()
+    if begun is not None and begun.direction == direction:
+        return begun
     return problem.recorded or linearize(function, problem.primals, direction)
 
 

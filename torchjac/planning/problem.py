@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from torchjac.evaluation.engines import Direction, FlatFunction, Graph
+from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.narrowed import Part
 from torchjac.evaluation.programs.linear import Point
@@ -47,6 +47,8 @@ class Problem:
     """The same function without vmap around it, for when PyTorch cannot batch it."""
     recorded: Graph | None = None
     """The graph, where there is one already; the function is then never evaluated."""
+    begun: Engine | Exception | None = None
+    """What has come of the evaluation that the first way begins with, where somebody has begun already."""
     point: Point | None = None
     """The function evaluated already, with its derivative as a traced graph."""
     outcome: Callable[[], Any] = lambda: None
@@ -92,6 +94,16 @@ class Problem:
     """Whether what is known is of another function of the same code, over other tensors."""
     is_settled: bool = True
     """Whether the pattern is certainly one of the function as it is now, and not only as it was."""
+
+    def take_begun(self) -> Engine | None:
+        """What has been begun, once; an error is raised as if it was raised now."""
+        begun, self.begun = self.begun, None
+        if not isinstance(begun, Exception):
+            return begun
+        try:
+            raise begun
+        finally:
+            del begun  # else the error and this frame keep each other
 
     def ways(self, num_outputs: int) -> tuple[Way, ...]:
         """The ways that the options leave, best first."""

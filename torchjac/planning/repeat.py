@@ -11,20 +11,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from torchjac.errors import TorchjacError
-from torchjac.evaluation.engines import Engine, Graph, linearize, record
+from torchjac.evaluation.engines import Engine, linearize, record
 from torchjac.evaluation.evaluator import columns_at_once, products_at_once, rows_at_once
-from torchjac.evaluation.surroundings import (
-    exclusively,
-    is_eager,
-    is_out_of_memory,
-)
+from torchjac.evaluation.surroundings import Draw, exclusively, is_eager, is_out_of_memory
 from torchjac.foundations.compiler import uncompiled
+from torchjac.foundations.seeds import Seeds
 from torchjac.planning.compressed import Compression
-from torchjac.planning.fallback import is_refusal
 from torchjac.planning.memory import Record, recall
 from torchjac.planning.problem import Answer
 from torchjac.planning.sparsity import still_holds
+from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
 
 __all__ = ["repeated"]
@@ -36,6 +32,7 @@ class Repeatable(Protocol):
     primals: list[Tensor]
     is_sure: bool
     outcome: Any
+    begun: Engine | Exception | None
 
     def signature(self) -> Hashable:
         """What makes another call the same."""
@@ -46,30 +43,30 @@ class Repeatable(Protocol):
 
 
 def repeated(call: Repeatable) -> Answer | None:
-    """The answer to a call whose like has been answered and checked, if one pass gives it."""
+    """The answer to a call whose like has been answered and checked, if one pass gives it.
+
+    If it does not, ``call.begun`` is what has come of the evaluation: nobody evaluates again for that.
+    """
     if not is_eager():
         return None
     known = recall(call.signature())
     if known is None or known.repeats is None:
         return None
-    way, seeds = known.repeats
     if known.compression is not None and not _holds(known.compression, call):
         return None
     for primal in call.primals:
         if primal.is_inference():
             return None
-    is_forward = way.direction == "forward"
     try:
-        if not is_forward and (call.is_sure or seeds.total == 1):  # as in `attempt`
-            return _read_off(record(call, call.primals), call, known)
-        with exclusively(is_forward), uncompiled(not is_forward):
-            return _read_off(linearize(call, call.primals, way.direction), call, known)
-    except TorchjacError:
-        raise
-    except Exception as error:
-        if is_refusal(error) or is_out_of_memory(error):
-            return None  # there are other ways
-        raise
+        if known.repeats[0].direction == "forward":
+            return _forward(call, known, *known.repeats)
+        if call.is_sure or known.repeats[1].total == 1:  # as in `attempt`
+            return _reverse(call, known, *known.repeats)
+        with uncompiled():
+            return _reverse(call, known, *known.repeats)
+    except Exception as error:  # noqa: BLE001 - `solve` says whose it is, and whether there are other ways
+        call.begun = error
+        return None
 
 
 def _holds(compression: Compression, call: Repeatable) -> bool:
@@ -77,18 +74,47 @@ def _holds(compression: Compression, call: Repeatable) -> bool:
     return call.is_sure and still_holds(compression, call.primals)
 
 
-def _read_off(engine: Engine, call: Repeatable, known: Record) -> Answer | None:
-    assert known.repeats is not None
-    way, seeds = known.repeats
-    graph = engine if isinstance(engine, Graph) else None
+def _reverse(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer | None:
+    graph = record(call, call.primals)
+    if not seeds.layout.fits(graph.values):  # they have other sizes now
+        call.begun = graph
+        return None
     leaves: Sequence[Sequence[Tensor | SparseBlock]]
-    if graph is not None and not seeds.layout.fits(graph.values):
-        return None  # the outputs have other sizes now
-    if known.compression is not None:
-        products = {way.direction: products_at_once(engine, seeds)}
-        leaves = known.compression.blocks(way, products, engine.values, engine.primals)
-    elif graph is None:
-        leaves = columns_at_once(engine, seeds)
-    else:
-        leaves = [rows_at_once(graph, seeds)]
-    return Answer(way, seeds.total, leaves, engine.values, engine.carried, call.outcome, graph)
+    try:
+        if known.compression is None:
+            leaves = [rows_at_once(graph, seeds)]
+        else:
+            leaves = _recovered(known.compression, way, graph, seeds)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        call.begun = graph
+        return None
+    return Answer(way, seeds.total, leaves, graph.values, graph.carried, call.outcome, graph)
+
+
+def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer | None:
+    if not seeds.layout.fits(call.primals):  # parameters may be of another dtype now
+        return None
+    draw = Draw(call.primals)
+    leaves: Sequence[Sequence[Tensor | SparseBlock]]
+    try:
+        with exclusively():
+            push = linearize(call, call.primals, "forward")
+            if known.compression is None:
+                leaves = columns_at_once(push, seeds)
+            else:
+                leaves = _recovered(known.compression, way, push, seeds)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        draw.again()
+        return None
+    return Answer(way, seeds.total, leaves, push.values, push.carried, call.outcome, None)
+
+
+def _recovered(
+    compression: Compression, way: Way, engine: Engine, seeds: Seeds
+) -> list[list[SparseBlock]]:
+    products = {engine.direction: products_at_once(engine, seeds)}
+    return compression.blocks(way, products, engine.values, engine.primals)

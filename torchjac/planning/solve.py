@@ -76,6 +76,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
         problem.keep_state()
+        problem.begun = None
     if record is None:
         if problem.sparsity is not None and not problem.is_sure():
             problem.note(key)

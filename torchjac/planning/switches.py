@@ -17,6 +17,7 @@ WORDS = frozenset({str, bool, type(None)})
 _CODE = frozenset({types.FunctionType, types.BuiltinFunctionType, types.MethodType, type})
 _OF_MODULES = list(vars(torch.nn.Module()))
 _COMMON = len(_OF_MODULES)
+_WALK, _MODULES = torch.nn.Module.named_modules, torch.nn.Module.modules
 
 
 def switches_of(module: torch.nn.Module) -> list[Any]:
@@ -33,18 +34,20 @@ def switches_of(module: torch.nn.Module) -> list[Any]:
         if part is None or id(part) in seen:
             continue
         seen.add(id(part))
-        stack += part._modules.values()
+        kind = part.__class__
+        has_own_walk = kind.named_modules is not _WALK or kind.modules is not _MODULES
+        stack += part.modules() if has_own_walk else part._modules.values()
         held = vars(part)
         names = list(held)
-        found += (part.training, id(part), id(part.__class__))
+        found += (part.training, id(part), id(kind))
         found += part._forward_hooks
         found += part._forward_pre_hooks
         # Every module begins with the same dicts, which makes it quick to see what it has beside them.
         for name in names[_COMMON:] if names[:_COMMON] == _OF_MODULES else names:
-            kind = held[name].__class__
-            if kind in WORDS:
+            value = held[name].__class__
+            if value in WORDS:
                 found.append(held[name])
-            elif kind in _CODE or kind.__class__ is enum.EnumMeta:
+            elif value in _CODE or value.__class__ is enum.EnumMeta:
                 found.append(id(held[name]))
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():

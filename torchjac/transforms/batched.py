@@ -133,6 +133,7 @@ def batched_jac(
             function=batch,
             slower=batch.one_by_one if isinstance(batch, _SampleCall) else None,
             primals=batch.primals,
+            begun=batch.take_begun(),
             signature=batch.signature,
             outcome=lambda: batch.outcome,
             wants_value=options.return_value or options.has_aux,

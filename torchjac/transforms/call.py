@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from torchjac.errors import ArgumentError, ArgumentTypeError, OutputTypeError
 from torchjac.evaluation.buffers import Buffers
-from torchjac.evaluation.engines import FlatFunction
+from torchjac.evaluation.engines import Engine, FlatFunction
 from torchjac.evaluation.parameters import replacing
 from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.identity import Identity
@@ -58,6 +58,8 @@ class Call:
     """Whether the signature tells all that the function captured; known once it was asked for."""
     may_capture = True
     """Whether a tensor that requires grad may be among what the function finds by itself."""
+    begun: Engine | Exception | None = None
+    """What came of an evaluation whose derivative nobody has taken yet."""
     _signature: Hashable | None = None
     _buffers: Buffers | None = None
     _replaced: contextlib.ExitStack | None = None
@@ -315,6 +317,11 @@ class Call:
         """The arguments."""
         return self._args, self._kwargs
 
+    def take_begun(self) -> Engine | Exception | None:
+        """What has come of an evaluation whose derivative nobody has taken; it is not kept any longer."""
+        begun, self.begun = self.begun, None
+        return begun
+
     def captured(self) -> list[Tensor]:
         """The tensors that the function finds by itself."""
         return tensors_of(self._func)
@@ -361,6 +368,7 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             name=options.name,
             function=call,
             primals=call.primals,
+            begun=call.take_begun(),
             signature=call.signature,
             likeness=call.likeness,
             outcome=lambda: call.outcome,

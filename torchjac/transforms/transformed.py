@@ -20,9 +20,8 @@ from torchjac.transforms.outcome import ONE_TENSOR
 
 __all__ = ["Transform", "like_func", "transformed"]
 
-# What a wrapper has of what it wraps. Modules have no name, and take long to say so.
+# What a wrapper has of what it wraps.
 _OF_FUNCTIONS = functools.WRAPPER_ASSIGNMENTS
-_OF_MODULES = ("__module__", "__doc__")
 
 
 def like_func(
@@ -35,7 +34,7 @@ def like_func(
 
     def like(wrapper: Callable[..., Any]) -> Callable[..., Any]:
         setattr(wrapper, DESCRIBED, _Described(func, options))
-        assigned = _OF_MODULES if isinstance(func, torch.nn.Module) else _OF_FUNCTIONS
+        assigned = _of_module(func) if isinstance(func, torch.nn.Module) else _OF_FUNCTIONS
         return functools.update_wrapper(wrapper, func, assigned, updated=())
 
     return like
@@ -115,5 +114,10 @@ def transformed(transform: Transform) -> Callable[..., Any]:
     derivative.plan = plan  # type: ignore[attr-defined]
     setattr(derivative, DESCRIBED, transform)
     func = transform.func
-    assigned = _OF_MODULES if isinstance(func, torch.nn.Module) else _OF_FUNCTIONS
+    assigned = _of_module(func) if isinstance(func, torch.nn.Module) else _OF_FUNCTIONS
     return functools.update_wrapper(derivative, func, assigned, updated=())
+
+
+def _of_module(module: torch.nn.Module) -> tuple[str, ...]:
+    """Most modules have no name, and take long to say so."""
+    return _OF_FUNCTIONS if "__name__" in vars(module) else ("__module__", "__doc__")
