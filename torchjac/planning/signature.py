@@ -146,7 +146,7 @@ def _describe(subject: Any, search: Search) -> Any:
     if isinstance(subject, types.BuiltinMethodType):
         # Made anew at every access, so its identity says nothing; that of what it belongs to does.
         owner = subject.__self__
-        return (subject.__qualname__, owner and _describe(owner, search))
+        return (subject.__qualname__, None if owner is None else _describe(owner, search))
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
         return ("partial", *subject.keywords, *[_describe(part, search) for part in parts])
