@@ -256,7 +256,7 @@ def record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
     any other becomes a leaf nobody else can see, so that no flag and no gradient leaks.
     """
     differentiable = torch.is_grad_enabled()
-    start = _sequence_number() if _sequence_number else None
+    may_capture = differentiable and getattr(function, "may_capture", True)
     leaves: list[Tensor] = []
     outside: list[Tensor] = []
     if getattr(function, "captures_primals", False) and all(p.requires_grad for p in primals):
@@ -270,14 +270,14 @@ def record(function: FlatFunction, primals: Sequence[Tensor]) -> Graph:
             else:
                 leaf = primal.detach().requires_grad_()
             leaves.append(leaf)
+    start = _sequence_number() if _sequence_number and (outside or may_capture) else None
     # What torch.enable_grad does, in three calls more.
     torch._C._set_grad_enabled(True)
     try:
         values, carried = function(leaves)
     finally:
         torch._C._set_grad_enabled(differentiable)
-    may_capture = differentiable and getattr(function, "may_capture", True)
-    create_graph = (differentiable and bool(outside)) or (may_capture and captures(values, leaves))
+    create_graph = differentiable and (bool(outside) or (may_capture and captures(values, leaves)))
     find = None
     if create_graph and start is not None and _sequence_number:
         find = functools.partial(borders, values, leaves, outside, start, _sequence_number())

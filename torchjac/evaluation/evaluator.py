@@ -283,15 +283,17 @@ def rows_at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
     else:
         multiply = functools.partial(engine.multiply, last=False)
         products = vectorised_eagerly(multiply, seeds.chunk(0, total))
+    # Of a vector, or of one number, the products are the rows as they are.
+    is_shaped = value.dim() == batched + (total > 1)
     leaves = []
     for product, primal in zip(products, engine.primals, strict=True):
-        shape = value.shape + (primal.shape[1:] if batched else primal.shape)
-        if product is None:
-            leaves.append(primal.detach().new_zeros(shape))
-            continue
+        leaf = product
+        if leaf is None:
+            leaf = primal.detach().new_zeros((total, *primal.shape))
         if batched and total > 1:
-            product = product.transpose(0, 1)  # (m, B, *in) -> (B, m, *in)
-        leaf = product if product.shape == shape else product.reshape(shape)
+            leaf = leaf.transpose(0, 1)  # (m, B, *in) -> (B, m, *in)
+        if product is None or not is_shaped:
+            leaf = leaf.reshape(value.shape + (primal.shape[1:] if batched else primal.shape))
         leaves.append(_handed_out(leaf, primal) if 0 in leaf.stride() else leaf)
     return leaves
 

@@ -280,8 +280,8 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
         parts.append(_describe(function.__defaults__, search))
     if function.__kwdefaults__:
         parts.append(_describe(function.__kwdefaults__, search))
-    names = _names(function.__code__)
-    search.is_sure &= not _looks_elsewhere(function.__code__)
+    names, looks_elsewhere = _mentions(function.__code__)
+    search.is_sure &= not looks_elsewhere
     for name in names:
         known = space.get(name)
         if known is None:
@@ -331,26 +331,25 @@ def _is_closed(module: types.ModuleType, names: tuple[str, ...]) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _looks_elsewhere(code: types.CodeType) -> bool:
-    """Whether code imports something itself, or asks for names that it does not mention."""
+def _mentions(code: types.CodeType) -> tuple[tuple[str, ...], bool]:
+    """The global names (and attributes) that a code object and those nested in it mention.
+
+    And whether it imports something itself, or asks for names that it does not mention.
+    """
     imported = [
         step.argval.partition(".")[0]
         for step in dis.get_instructions(code)
         if step.opname == "IMPORT_NAME"
     ]
-    nested = [part for part in code.co_consts if isinstance(part, types.CodeType)]
-    return (
+    nested = [_mentions(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    looks_elsewhere = (
         not _UNCHANGING.issuperset(imported)
         or not _DYNAMIC.isdisjoint(code.co_names)
-        or any(map(_looks_elsewhere, nested))
+        or any(elsewhere for _, elsewhere in nested)
     )
-
-
-@functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """The global names (and attributes) that a code object and those nested in it mention."""
-    nested = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return tuple({*code.co_names, *(name for part in nested for name in _names(part))})
+    return tuple(
+        {*code.co_names, *(name for names, _ in nested for name in names)}
+    ), looks_elsewhere
 
 
 def of_arguments(
