@@ -9,7 +9,14 @@ from torch import Tensor
 from torchjac.evaluation.divided import divided
 from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
 from torchjac.evaluation.evaluator import Places, assemble, places_in, refuse_other_values, run
-from torchjac.evaluation.surroundings import Draw, exclusively, has_values, inside_transform
+from torchjac.evaluation.surroundings import (
+    Draw,
+    exclusively,
+    has_values,
+    inside_transform,
+    is_eager,
+)
+from torchjac.evaluation.transposed import Transposed
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, Seeds
@@ -36,6 +43,10 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
         engine = _engine(problem, function, "reverse")
         return read_off(problem, way, function, engine, record)
     # Forward passes see to that by themselves.
+    if way.transposed and is_eager():
+        with uncompiled():
+            engine = _twice_backward(problem, way, record)
+            return read_off(problem, way, function, engine, record)
     with exclusively(way.direction == "forward"), uncompiled(way.direction == "reverse"):
         engine = _engine(problem, function, way.direction)
         return read_off(problem, way, function, engine, record)
@@ -55,6 +66,11 @@ def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> E
     if begun is not None and begun.direction == direction:
         return begun
     return problem.recorded or linearize(function, problem.primals, direction)
+
+
+def _twice_backward(problem: Problem, way: Way, record: Record | None) -> Engine:
+    certain = record is not None and way in record.checked
+    return Transposed(problem.function, problem.primals, certain=certain)
 
 
 def read_off(
@@ -80,8 +96,14 @@ def _compressed(
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
-        with exclusively(direction == "forward"), uncompiled(direction == "reverse"):
-            engine = _engine(problem, function, direction)
+        twice = way.transposed and is_eager()
+        forward = direction == "forward" and not twice
+        with exclusively(forward), uncompiled(not forward):
+            engine = (
+                _twice_backward(problem, way, record)
+                if twice
+                else _engine(problem, function, direction)
+            )
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
         if first:
@@ -124,7 +146,8 @@ def _answer(
     count = getattr(function, "num_values", None)
     if count is not None:
         values, carried = carried[:count], carried[count:]
-    graph = engine if isinstance(engine, Graph) else None
+    graph = engine.graph if isinstance(engine, Transposed) else None
+    graph = engine if isinstance(engine, Graph) else graph
     return Answer(way, passes, leaves, values, carried, problem.outcome(), graph)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchjac.evaluation.engines import Engine, linearize, record
 from torchjac.evaluation.evaluator import columns_at_once, products_at_once, rows_at_once
 from torchjac.evaluation.surroundings import Draw, exclusively, is_eager, is_out_of_memory
+from torchjac.evaluation.transposed import Transposed
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.compressed import Compression
@@ -59,7 +60,8 @@ def repeated(call: Repeatable) -> Answer | None:
             return None
     try:
         if known.repeats[0].direction == "forward":
-            return _forward(call, known, *known.repeats)
+            way, seeds = known.repeats
+            return (_transposed if way.transposed else _forward)(call, known, way, seeds)
         if call.is_sure or known.repeats[1].total == 1:  # as in `attempt`
             return _reverse(call, known, *known.repeats)
         with uncompiled():
@@ -111,6 +113,20 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
         draw.again()
         return None
     return Answer(way, seeds.total, leaves, push.values, push.carried, call.outcome, None)
+
+
+def _transposed(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer | None:
+    if not seeds.layout.fits(call.primals):
+        return None
+    with uncompiled():
+        engine = Transposed(call, call.primals, certain=True)
+        leaves: Sequence[Sequence[Tensor | SparseBlock]]
+        if known.compression is None:
+            leaves = columns_at_once(engine, seeds)
+        else:
+            leaves = _recovered(known.compression, way, engine, seeds)
+    values, graph = engine.values, engine.graph
+    return Answer(way, seeds.total, leaves, values, engine.carried, call.outcome, graph)
 
 
 def _recovered(

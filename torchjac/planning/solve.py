@@ -191,6 +191,11 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         # Whatever PyTorch, or a rule of the user's, raises under a transform.
         if not is_refusal(error):
             raise
+        if way.transposed:  # it was worth a try, and nobody has to be told
+            record.refused, record.repeats = record.refused + 1, None
+            if draw is not None:
+                draw.again()
+            return _first_that_works(problem, record, draw)
         _blame(problem)
         return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
 
