@@ -75,6 +75,11 @@ class Engine(ABC):
     """Whether passes can follow the last one; else that one frees what they share."""
 
     @property
+    def graph(self) -> Graph | None:
+        """What plain autograd has recorded of the function, if that is what the passes go over."""
+        return None
+
+    @property
     def evaluates_anew(self) -> bool:
         """Whether every pass evaluates the function, so that it has to find the same random state."""
         return self.direction == "forward"
@@ -110,6 +115,11 @@ class Graph(Engine):
         self.keeps_graph = create_graph
         self.outlives_passes = retain_graph or create_graph
         self._find_borders = find_borders
+
+    @property
+    def graph(self) -> Graph:
+        """Itself."""
+        return self
 
     def borders(self) -> list[Tensor] | None:
         """Where the graph of differentiable products ends, if that can be told; see `deferred`."""

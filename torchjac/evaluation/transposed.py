@@ -98,12 +98,17 @@ class Transposed(Engine):
     direction: Direction = "forward"
 
     def __init__(self, function: FlatFunction, primals: Sequence[Tensor], *, certain: bool) -> None:
-        self.graph = record(function, primals)
-        if not certain and not operations(self.graph.values) <= _ELEMENTARY:
+        self._graph = graph = record(function, primals)
+        if not certain and not operations(graph.values) <= _ELEMENTARY:
             raise NotElementaryError("func is not made of elementary operations alone")
-        self.primals, self.values = self.graph.primals, self.graph.values
-        self.carried, self.keeps_graph = self.graph.carried, self.graph.keeps_graph
-        self._across = transposed(self.graph, [torch.zeros_like(value) for value in self.values])
+        self.primals, self.values, self.carried = graph.primals, graph.values, graph.carried
+        self.keeps_graph = graph.keeps_graph
+        self._across = transposed(graph, [torch.zeros_like(value) for value in self.values])
+
+    @property
+    def graph(self) -> Graph:
+        """Of the function, evaluated once for all passes."""
+        return self._graph
 
     @property
     def evaluates_anew(self) -> bool:

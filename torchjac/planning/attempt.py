@@ -69,6 +69,7 @@ def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> E
 
 
 def _twice_backward(problem: Problem, way: Way, record: Record | None) -> Engine:
+    problem.take_begun()  # no evaluation, for one that was begun here is done; but it may have raised
     certain = record is not None and way in record.checked
     return Transposed(problem.function, problem.primals, certain=certain)
 
@@ -146,9 +147,7 @@ def _answer(
     count = getattr(function, "num_values", None)
     if count is not None:
         values, carried = carried[:count], carried[count:]
-    graph = engine.graph if isinstance(engine, Transposed) else None
-    graph = engine if isinstance(engine, Graph) else graph
-    return Answer(way, passes, leaves, values, carried, problem.outcome(), graph)
+    return Answer(way, passes, leaves, values, carried, problem.outcome(), engine.graph)
 
 
 def to_check(problem: Problem, way: Way, record: Record) -> bool:

@@ -59,7 +59,7 @@ class Work(NamedTuple):
         until the numbers that each operation moves count for more than the operation itself.
         """
         is_cheap = not (self.convolves or self.slices or self.joins)
-        return is_cheap and 0 < passes * self.largest <= _FEW_OF_TRANSPOSES
+        return is_cheap and passes > 1 and 0 < passes * self.largest <= _FEW_OF_TRANSPOSES
 
     def forward_cost(self, entries: int) -> float:
         """Of a forward pass in backward passes, for a Jacobian of so many entries that are not zero."""

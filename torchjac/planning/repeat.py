@@ -60,8 +60,7 @@ def repeated(call: Repeatable) -> Answer | None:
             return None
     try:
         if known.repeats[0].direction == "forward":
-            way, seeds = known.repeats
-            return (_transposed if way.transposed else _forward)(call, known, way, seeds)
+            return _forward(call, known, *known.repeats)
         if call.is_sure or known.repeats[1].total == 1:  # as in `attempt`
             return _reverse(call, known, *known.repeats)
         with uncompiled():
@@ -99,34 +98,25 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
     if not seeds.layout.fits(call.primals):  # parameters may be of another dtype now
         return None
     draw = Draw(call.primals)
+    engine: Engine
     leaves: Sequence[Sequence[Tensor | SparseBlock]]
     try:
-        with exclusively():
-            push = linearize(call, call.primals, "forward")
-            if known.compression is None:
-                leaves = columns_at_once(push, seeds)
+        with uncompiled(way.transposed), exclusively(not way.transposed):
+            if way.transposed:
+                engine = Transposed(call, call.primals, certain=True)
             else:
-                leaves = _recovered(known.compression, way, push, seeds)
+                engine = linearize(call, call.primals, "forward")
+            if known.compression is None:
+                leaves = columns_at_once(engine, seeds)
+            else:
+                leaves = _recovered(known.compression, way, engine, seeds)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         draw.again()
         return None
-    return Answer(way, seeds.total, leaves, push.values, push.carried, call.outcome, None)
-
-
-def _transposed(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer | None:
-    if not seeds.layout.fits(call.primals):
-        return None
-    with uncompiled():
-        engine = Transposed(call, call.primals, certain=True)
-        leaves: Sequence[Sequence[Tensor | SparseBlock]]
-        if known.compression is None:
-            leaves = columns_at_once(engine, seeds)
-        else:
-            leaves = _recovered(known.compression, way, engine, seeds)
-    values, graph = engine.values, engine.graph
-    return Answer(way, seeds.total, leaves, values, engine.carried, call.outcome, graph)
+    values, carried = engine.values, engine.carried
+    return Answer(way, seeds.total, leaves, values, carried, call.outcome, engine.graph)
 
 
 def _recovered(

@@ -23,6 +23,7 @@ from torchjac.evaluation.surroundings import (
     is_out_of_memory,
     out_of_inference,
 )
+from torchjac.evaluation.transposed import NotElementaryError
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
@@ -189,14 +190,17 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         raise
     except Exception as error:
         # Whatever PyTorch, or a rule of the user's, raises under a transform.
-        if not is_refusal(error):
+        is_short = way.transposed and is_out_of_memory(error)
+        is_other = isinstance(error, NotElementaryError)
+        if not (is_refusal(error) or is_short or is_other):
             raise
+        if not is_other:
+            _blame(problem)
         if way.transposed:  # it was worth a try, and nobody has to be told
             record.refused, record.repeats = record.refused + 1, None
             if draw is not None:
                 draw.again()
             return _first_that_works(problem, record, draw)
-        _blame(problem)
         return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
 
 
