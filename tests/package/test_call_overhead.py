@@ -32,7 +32,7 @@ CALLS: dict[str, tuple[Callable[[], Any], int]] = {
     "building": (lambda: torchjac.jac(dot), 6),
     "one output": (lambda: torchjac.jac(dot)(W, W), 35),
     "several outputs": (lambda: torchjac.jac(vector)(W), 35),
-    "forward mode": (lambda: torchjac.jac(NET, mode="forward")(W), 77),
+    "forward mode": (lambda: torchjac.jac(NET, mode="forward")(W), 79),
     "samples of a batch": (lambda: torchjac.batched_jac(vector, per_sample=False)(W[None]), 60),
 }
 

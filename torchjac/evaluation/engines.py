@@ -10,6 +10,8 @@ engine       one pass                               where
 `Pullback`   the same through `torch.func.vjp`      inside vmap, grad, jvp and torch.compile
 `Push`       one evaluation on dual numbers         everywhere
 ===========  =====================================  ============================================
+
+`torchjac.evaluation.transposed` has one more, for columns by backward passes over a `Graph`.
 """
 
 from __future__ import annotations

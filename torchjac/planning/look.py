@@ -93,7 +93,7 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     kept = watch.moved * sum(primal.numel() for primal in primals) if watch.requires_grad else 0
     convolves = watch.convolves and kept <= _LITTLE
     slices = watch.sliced > watch.moved and not watch.requires_grad
-    work = Work(convolves, slices, watch.largest, watch.joined > watch.moved)
+    work = Work(convolves, slices, watch.largest, watch.joined > 4 * watch.moved)
     return Look(tuple(value.numel() for value in values), watch.nbytes, work)
 
 

@@ -89,7 +89,8 @@ def choose_mode(
        it evaluates the function once and outside vmap, nearly every op supports it, and a forward
        pass costs more than a backward pass of a small function, for it repeats the evaluation.
 
-    For independent samples the counts are those of one sample.
+    For independent samples the counts are those of one sample. How forward products are taken is another
+    choice, see `Work.transposes`.
 
     Args:
         num_inputs: n, the columns of the Jacobian (or of a block).
