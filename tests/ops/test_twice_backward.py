@@ -42,4 +42,4 @@ def test_these_are_elementary(name: str) -> None:
         def func(leaves: Any, case: Case = case) -> Any:
             return tuple(case.func(*leaves)), ()
 
-        Transposed(func, case.primals, certain=False)
+        Transposed(func, case.primals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
@@ -15,8 +14,6 @@ __all__ = ["borders", "captures", "describe", "failing_op", "operations"]
 
 # Of the nodes those that accumulate into a leaf; no other has a variable, and asking it for one takes long.
 _AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
-
-_OWN_NODE = re.compile(r"Backward\d+$")
 
 
 def _nodes(values: Iterable[Tensor], stops: Iterable[Any] = ()) -> Iterator[Any]:
@@ -116,11 +113,14 @@ def describe(values: Sequence[Tensor]) -> tuple[Hashable, int]:
     return (hash(tuple(names)), *written), largest
 
 
-def operations(values: Iterable[Tensor]) -> set[str]:
+def operations(values: Iterable[Tensor]) -> Iterator[str]:
     """The names of PyTorch's operations in a graph; of a custom autograd.Function that of its node."""
-    # MulBackward0 is PyTorch's product, and MulBackward that of a user's class Mul.
-    nodes = [node for node in _nodes(values) if type(node) is not _AccumulateGrad]
-    return {_OWN_NODE.sub("", type(node).__name__) for node in nodes}
+    for node in _nodes(values):
+        if type(node) is not _AccumulateGrad:
+            name = type(node).__name__
+            # MulBackward0 is PyTorch's product, and MulBackward that of a user's class Mul.
+            own = name.rstrip("0123456789")
+            yield own[:-8] if own != name and own.endswith("Backward") else name
 
 
 def failing_op(values: Sequence[Tensor], backward: Callable[[], object]) -> str | None:

@@ -45,7 +45,7 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     # Forward passes see to that by themselves.
     if way.transposed and is_eager():
         with uncompiled():
-            engine = _twice_backward(problem, way, record)
+            engine = _twice_backward(problem)
             return read_off(problem, way, function, engine, record)
     with exclusively(way.direction == "forward"), uncompiled(way.direction == "reverse"):
         engine = _engine(problem, function, way.direction)
@@ -68,10 +68,9 @@ def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> E
     return problem.recorded or linearize(function, problem.primals, direction)
 
 
-def _twice_backward(problem: Problem, way: Way, record: Record | None) -> Engine:
+def _twice_backward(problem: Problem) -> Engine:
     problem.take_begun()  # no evaluation, for one that was begun here is done; but it may have raised
-    certain = record is not None and way in record.checked
-    return Transposed(problem.function, problem.primals, certain=certain)
+    return Transposed(problem.function, problem.primals)
 
 
 def read_off(
@@ -100,11 +99,7 @@ def _compressed(
         twice = way.transposed and is_eager()
         forward = direction == "forward" and not twice
         with exclusively(forward), uncompiled(not forward):
-            engine = (
-                _twice_backward(problem, way, record)
-                if twice
-                else _engine(problem, function, direction)
-            )
+            engine = _twice_backward(problem) if twice else _engine(problem, function, direction)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
         if first:

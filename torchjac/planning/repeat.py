@@ -14,7 +14,7 @@ from torch import Tensor
 from torchjac.evaluation.engines import Engine, linearize, record
 from torchjac.evaluation.evaluator import columns_at_once, products_at_once, rows_at_once
 from torchjac.evaluation.surroundings import Draw, exclusively, is_eager, is_out_of_memory
-from torchjac.evaluation.transposed import Transposed
+from torchjac.evaluation.transposed import NotElementaryError, Transposed
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.compressed import Compression
@@ -103,7 +103,7 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
     try:
         with uncompiled(way.transposed), exclusively(not way.transposed):
             if way.transposed:
-                engine = Transposed(call, call.primals, certain=True)
+                engine = Transposed(call, call.primals)
             else:
                 engine = linearize(call, call.primals, "forward")
             if known.compression is None:
@@ -111,9 +111,11 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
             else:
                 leaves = _recovered(known.compression, way, engine, seeds)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        is_short, is_other = is_out_of_memory(error), isinstance(error, NotElementaryError)
+        if is_short or is_other:
+            draw.again()
+        if not is_short:
             raise
-        draw.again()
         return None
     values, carried = engine.values, engine.carried
     return Answer(way, seeds.total, leaves, values, carried, call.outcome, engine.graph)
