@@ -190,18 +190,22 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         raise
     except Exception as error:
         # Whatever PyTorch, or a rule of the user's, raises under a transform.
-        is_short = way.transposed and is_out_of_memory(error)
-        is_other = isinstance(error, NotElementaryError)
-        if not (is_refusal(error) or is_short or is_other):
+        if not (is_refusal(error) or (way.transposed and _is_passed_over(error))):
             raise
-        if not is_other:
+        if not isinstance(error, NotElementaryError):
             _blame(problem)
-        if way.transposed:  # it was worth a try, and nobody has to be told
-            record.refused, record.repeats = record.refused + 1, None
-            if draw is not None:
-                draw.again()
-            return _first_that_works(problem, record, draw)
-        return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
+        if not way.transposed:
+            return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
+    # It was worth a try, and nobody has to be told. What it held is free by now.
+    record.refused, record.repeats = record.refused + 1, None
+    if draw is not None:
+        draw.again()
+    return _first_that_works(problem, record, draw)
+
+
+def _is_passed_over(error: Exception) -> bool:
+    """Whether forward mode can do what going backward twice could not."""
+    return isinstance(error, NotElementaryError) or is_out_of_memory(error)
 
 
 def _fall_back(problem: Problem, record: Record, draw: Draw | None, refusals: Refusals) -> Answer:
