@@ -220,6 +220,35 @@ def test_a_function_that_comes_to_be_another() -> None:
         torch.testing.assert_close(got, reference(func)(X))
 
 
+PLACES = torch.arange(1000) % 3
+KINKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "powers": lambda x: (x[PLACES] * T + x[0]) ** PLACES,
+    "powers by themselves": lambda x: x[PLACES] ** x[PLACES] * T,
+    "squares": lambda x: (x[PLACES] * T) ** 2 + x[0] ** 3,
+    "sinc": lambda x: torch.sinc(x[0] * (T + 1)) * x[1] * x[2],
+    "xlogy": lambda x: torch.xlogy(x[PLACES], 0.0) + T,
+    "roots": lambda x: torch.sqrt(x[PLACES] * T) + torch.hypot(x[0] * T, x[1]),
+    "bounds": lambda x: torch.clamp(x[PLACES] * T, 0, 1) + torch.relu(x[0] * T) + abs(x[1]),
+    "ties": lambda x: torch.maximum(x[PLACES], x[0] * T),
+    "logarithms": lambda x: torch.log(x[PLACES]) * T + torch.where(x[0] > 0, x[1] / x[0], x[1]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning")
+@pytest.mark.parametrize("first", [X, torch.zeros_like(X)], ids=["later", "at once"])
+@pytest.mark.parametrize("name", KINKS)
+def test_points_where_a_backward_formula_is_masked(name: str, first: Tensor) -> None:
+    """What one of the modes has a number for is never nan."""
+    func, zero = KINKS[name], torch.zeros_like(X)
+    derivative = torchjac.jac(func)
+    for _ in range(3):
+        derivative(first)
+    got, rows = derivative(zero), reference(func)(zero)
+    columns = torchjac.jac(func, mode="forward", check="never")(zero)
+    matches = [torch.isclose(got, one, equal_nan=True) for one in (rows, columns)]
+    assert (matches[0] | matches[1]).all()
+
+
 # --- What a result is ------------------------------------------------------------------------------
 
 

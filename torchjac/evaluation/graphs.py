@@ -14,6 +14,7 @@ __all__ = ["borders", "captures", "describe", "failing_op", "operations"]
 
 # Of the nodes those that accumulate into a leaf; no other has a variable, and asking it for one takes long.
 _AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+_OVERLOADED = frozenset({"PowBackward"})
 
 
 def _nodes(values: Iterable[Tensor], stops: Iterable[Any] = ()) -> Iterator[Any]:
@@ -114,13 +115,17 @@ def describe(values: Sequence[Tensor]) -> tuple[Hashable, int]:
 
 
 def operations(values: Iterable[Tensor]) -> Iterator[str]:
-    """The names of PyTorch's operations in a graph; of a custom autograd.Function that of its node."""
+    """The names of PyTorch's operations in a graph; of a custom autograd.Function that of its node.
+
+    Of powers, whose overloads differ, it is that of the node as well.
+    """
     for node in _nodes(values):
         if type(node) is not _AccumulateGrad:
             name = type(node).__name__
             # MulBackward0 is PyTorch's product, and MulBackward that of a user's class Mul.
             own = name.rstrip("0123456789")
-            yield own[:-8] if own != name and own.endswith("Backward") else name
+            is_own = own != name and own.endswith("Backward") and own not in _OVERLOADED
+            yield own[:-8] if is_own else name
 
 
 def failing_op(values: Sequence[Tensor], backward: Callable[[], object]) -> str | None:

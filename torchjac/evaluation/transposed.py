@@ -30,16 +30,18 @@ from torchjac.foundations.seeds import Chunk
 __all__ = ["NotElementaryError", "Transposed", "transposed"]
 
 # Backward formulas that are linear combinations and products of such operations again, so that every
-# derivative of them is. What a custom autograd.Function does backwards need not be differentiable.
+# derivative of them is. What a custom autograd.Function does backwards need not be differentiable, and of a
+# formula that masks what is not finite (sinc, xlogy, powers with a tensor for an exponent) a pass over it
+# would bring nan back. A power with a number for an exponent is the first overload.
 _NAMES = """
-    Abs Acos Acosh Add Addbmm Addcdiv Addcmul Addmm Addmv Addr Alias Asin Asinh Atan Atan2 Atanh Baddbmm Bmm
+    Abs Acos Acosh Add Addbmm Addcdiv Addcmul Addmm Addmv Addr Alias Asin Asinh Atan Atanh Baddbmm Bmm
     Cat Clamp ClampMax ClampMin Clone Cos Cosh Cumsum Diagonal Div Dot Erf Erfc Exp Exp2 Expand Expm1 Flip
     Gather Gelu Hypot Index IndexSelect LeakyRelu Lerp Linear Log Log10 Log1P Log2 LogSigmoid LogSoftmax
-    Logaddexp MaskedFill Maximum Mean Minimum Mm Mul Mv Neg Permute Pow Reciprocal Relu Repeat ReshapeAlias
-    Roll Rsqrt Rsub Select Sigmoid Silu Sin Sinc Sinh Slice Softmax Softplus Split Sqrt Squeeze Stack Sub Sum
-    T Tan Tanh ToCopy Trace Transpose Tril Triu Unbind UnsafeView Unsqueeze View Where Xlogy
+    Logaddexp MaskedFill Maximum Mean Minimum Mm Mul Mv Neg Permute Reciprocal Relu Repeat ReshapeAlias
+    Roll Rsqrt Rsub Select Sigmoid Silu Sin Sinh Slice Softmax Softplus Split Sqrt Squeeze Stack Sub Sum
+    T Tan Tanh ToCopy Trace Transpose Tril Triu Unbind UnsafeView Unsqueeze View Where
 """
-_ELEMENTARY = frozenset(_NAMES.split())
+_ELEMENTARY = frozenset({*_NAMES.split(), "PowBackward0"})
 
 
 def transposed(engine: Engine, cotangents: Sequence[Tensor]) -> Engine:
