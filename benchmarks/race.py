@@ -223,24 +223,31 @@ def spread(seconds: list[float]) -> float:
 def observed_mode(workload: Workload, problem: Problem) -> str:
     """Return the mode torchjac chose, as seen from within the function it differentiates.
 
-    Forward mode is when a dual level is open while the function runs; of a Hessian that shows the
-    outer derivative. The second call is looked at: the first one on a new signature may try out
-    more than it uses.
+    Forward mode is when a dual level is open while the function runs, of a Hessian that shows the
+    outer derivative; or when the backward pass over it is gone over again. The second call is looked
+    at: the first one on a new signature may try out more than it uses.
     """
     func, args = problem
     seen: list[bool] = []
+    twice: list[bool] = []
 
     def spy(*args: Tensor) -> Tensor:
         seen.append(forward_ad._current_level >= 0)
-        return func(*args)
+        y = func(*args)
+        if y.requires_grad and workload.kind != "hessian":
+            y.register_hook(lambda cotangent: twice.append(cotangent.requires_grad))
+        return y
 
     derivative: Callable[..., Tensor] = ours(workload)
     watched: Func = spy
     derivative(watched, *args)
     seen.clear()
+    twice.clear()
     derivative(watched, *args)
     if not seen:
         return "?"
+    if any(twice):
+        return "forward, twice backward"
     mode = "forward" if any(seen) else "reverse"
     return f"{mode} over ..." if workload.kind == "hessian" else mode
 
