@@ -55,7 +55,7 @@ class Work(NamedTuple):
     def transposes(self, passes: int) -> bool:
         """Whether forward products are worth to be taken by going backward twice.
 
-        That evaluates the function once, and takes a third to two thirds of the time of dual numbers,
+        That evaluates the function once, and takes about half of the time that dual numbers take,
         until the numbers that each operation moves count for more than the operation itself.
         """
         is_cheap = not (self.convolves or self.slices or self.joins)
