@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -43,7 +44,9 @@ FAMILY = {
     "constant": (lambda a, x: torch.full_like(x, a), lambda a, x: 0.0),
 }
 scales = st.sampled_from([0.1, 0.3, 1.0, 2.0, 7.0])
-points = st.sampled_from([0.0, 1.0, -1.0, 1e-3]) | st.floats(-2, 2, allow_subnormal=False)
+# Some builds of PyTorch set the processor to take subnormal numbers for zeros.
+normal = functools.partial(st.floats, allow_subnormal=False)
+points = st.sampled_from([0.0, 1.0, -1.0, 1e-3]) | normal(-2, 2)
 
 
 @given(st.sampled_from(sorted(FAMILY)), scales, points)
@@ -55,7 +58,7 @@ def test_the_true_error_is_within_the_estimate(name: str, a: float, x: float) ->
     assert abs(float(value) - true) <= float(error) + 4e-16 * abs(true)
 
 
-@given(st.sampled_from(sorted(FAMILY)), st.sampled_from([0.5, 1.0, 2.0]), st.floats(-1, 1))
+@given(st.sampled_from(sorted(FAMILY)), st.sampled_from([0.5, 1.0, 2.0]), normal(-1, 1))
 def test_the_estimate_is_small_for_functions_that_vary_over_lengths_of_one(
     name: str, a: float, x: float
 ) -> None:
@@ -64,7 +67,7 @@ def test_the_estimate_is_small_for_functions_that_vary_over_lengths_of_one(
     assert float(error) <= 1e-6 * max(1.0, abs(derivative(a, x)))
 
 
-@given(st.floats(-1e-2, 1e-2), st.floats(0.5, 2))
+@given(normal(-1e-2, 1e-2), normal(0.5, 2))
 def test_near_a_kink_the_estimate_spans_both_slopes_or_the_value_is_right(
     x: float, a: float
 ) -> None:

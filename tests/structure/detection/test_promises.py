@@ -14,6 +14,7 @@ from torchjac.structure.detection import linear_pattern
 
 D = torch.float64
 X = torch.zeros(4, dtype=D)
+VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 EYE = np.eye(4, dtype=bool)
 
 
@@ -68,6 +69,7 @@ def test_a_custom_derivative_counts_as_it_is_written(way):
     assert (found == (expected if way == "forward" else expected.T)).all()
 
 
+@pytest.mark.skipif(VERSION < (2, 6), reason="compiled functions run as written since torch 2.6")
 @pytest.mark.parametrize("way", ["forward", "plain"])
 def test_a_compiled_function_is_looked_into(way):
     compiled = torch.compile(lambda x: x.sin() * x.flip(0), backend="eager")
@@ -160,6 +162,8 @@ BRANCHES = {
 @pytest.mark.parametrize("way", ["forward", "plain"])
 @pytest.mark.parametrize("func", BRANCHES.values(), ids=BRANCHES)
 def test_a_function_that_looks_at_values_is_refused(way, func):
+    if func is BRANCHES["tolist"] and VERSION < (2, 6):
+        pytest.skip("an error of PyTorch's own, which callers get in a StructureError")
     with pytest.raises(StructureError, match="looks at values that depend on its input") as caught:
         pattern(func, way)
     assert isinstance(caught.value, (TorchjacError, ValueError))
