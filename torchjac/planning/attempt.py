@@ -42,14 +42,16 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
     if way.direction == "reverse" and (problem.is_sure() or _is_plain(problem, way, record)):
         engine = _engine(problem, function, "reverse")
         return read_off(problem, way, function, engine, record)
-    # Forward passes see to that by themselves.
-    if way.transposed and is_eager():
-        with uncompiled():
-            engine = _twice_backward(problem)
-            return read_off(problem, way, function, engine, record)
-    with exclusively(way.direction == "forward"), uncompiled(way.direction == "reverse"):
-        engine = _engine(problem, function, way.direction)
+    duals = _on_duals(way, way.direction)
+    # Passes on dual numbers see to that by themselves.
+    with exclusively(duals), uncompiled(not duals):
+        engine = _engine(problem, function, way.direction, duals=duals)
         return read_off(problem, way, function, engine, record)
+
+
+def _on_duals(way: Way, direction: Direction) -> bool:
+    """Whether forward products are taken on dual numbers, as they always are within other transforms."""
+    return direction == "forward" and not (way.transposed and is_eager())
 
 
 def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
@@ -59,18 +61,17 @@ def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
     return not way.vectorised or (record is not None and problem.rows(record.output_counts) == 1)
 
 
-def _engine(problem: Problem, function: FlatFunction, direction: Direction) -> Engine:
+def _engine(
+    problem: Problem, function: FlatFunction, direction: Direction, *, duals: bool = False
+) -> Engine:
     if problem.point is not None:
         return problem.point.engine(direction, problem.primals)
     begun = problem.take_begun()
     if begun is not None and begun.direction == direction:
         return begun
+    if direction == "forward" and not duals:
+        return Transposed(function, problem.primals)
     return problem.recorded or linearize(function, problem.primals, direction)
-
-
-def _twice_backward(problem: Problem) -> Engine:
-    problem.take_begun()  # no evaluation, for one that was begun here is done; but it may have raised
-    return Transposed(problem.function, problem.primals)
 
 
 def read_off(
@@ -96,10 +97,9 @@ def _compressed(
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
-        twice = way.transposed and is_eager()
-        forward = direction == "forward" and not twice
-        with exclusively(forward), uncompiled(not forward):
-            engine = _twice_backward(problem) if twice else _engine(problem, function, direction)
+        duals = _on_duals(way, direction)
+        with exclusively(duals), uncompiled(not duals):
+            engine = _engine(problem, function, direction, duals=duals)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
         if first:
