@@ -1,13 +1,15 @@
 """One race: torchjac and every peer of a workload, verified first, then timed in turn.
 
-Turns are short bursts, round after round and never in the same order, so that whatever drifts on
-the machine hits all alike. Only ratios out of one race mean anything.
+Turns are short bursts, round after round and in an order that is drawn anew, so that whatever drifts on
+the machine, or is left behind by one entrant for the next, hits all alike. Only ratios out of one race
+mean anything.
 """
 
 from __future__ import annotations
 
 import functools
 import gc
+import random
 import statistics
 import time
 import warnings
@@ -116,6 +118,8 @@ class Entrant:
         self.turns = min(effort.rounds, max(effort.least, affordable))
 
     def take_turn(self) -> None:
+        if self.repeat > 1:
+            self.run()  # what the one before has left in the caches is not this one's
         start = time.perf_counter()
         for _ in range(self.repeat):
             self.run()
@@ -197,6 +201,7 @@ def take_turns(entrants: list[Entrant], effort: Effort, *, collecting: bool = Fa
     Garbage is left lying meanwhile, unless ``collecting`` it is part of the cost: of what is done once,
     in Python, with many small objects.
     """
+    order = random.Random(0)
     for entrant in entrants:
         entrant.warm_up(effort)
     gc.collect()
@@ -204,8 +209,7 @@ def take_turns(entrants: list[Entrant], effort: Effort, *, collecting: bool = Fa
         gc.disable()
     try:
         for turn in range(effort.rounds):
-            first = turn % len(entrants)
-            for entrant in entrants[first:] + entrants[:first]:
+            for entrant in order.sample(entrants, len(entrants)):
                 if turn * entrant.turns % effort.rounds < entrant.turns:
                     entrant.take_turn()
     finally:
@@ -224,30 +228,23 @@ def observed_mode(workload: Workload, problem: Problem) -> str:
     """Return the mode torchjac chose, as seen from within the function it differentiates.
 
     Forward mode is when a dual level is open while the function runs, of a Hessian that shows the
-    outer derivative; or when the backward pass over it is gone over again. The second call is looked
-    at: the first one on a new signature may try out more than it uses.
+    outer derivative. The second call is looked at: the first one on a new signature may try out more
+    than it uses.
     """
     func, args = problem
     seen: list[bool] = []
-    twice: list[bool] = []
 
     def spy(*args: Tensor) -> Tensor:
         seen.append(forward_ad._current_level >= 0)
-        y = func(*args)
-        if y.requires_grad and workload.kind != "hessian":
-            y.register_hook(lambda cotangent: twice.append(cotangent.requires_grad))
-        return y
+        return func(*args)
 
     derivative: Callable[..., Tensor] = ours(workload)
     watched: Func = spy
     derivative(watched, *args)
     seen.clear()
-    twice.clear()
     derivative(watched, *args)
     if not seen:
         return "?"
-    if any(twice):
-        return "forward, twice backward"
     mode = "forward" if any(seen) else "reverse"
     return f"{mode} over ..." if workload.kind == "hessian" else mode
 

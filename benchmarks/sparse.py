@@ -97,17 +97,17 @@ def race(workload: SparseWorkload, size: int, effort: Effort) -> Line:
     line.nnz, line.colors[OURS] = pattern.nnz, coloring.num_colors
 
     transform = torchjac.hessian if hessian else torchjac.jac
-    sparse = functools.partial(transform, sparsity=pattern, layout=torch.sparse_coo)
+    derivative = transform(func, sparsity=pattern, layout=torch.sparse_coo)
     detections: dict[str, Callable[[], Any]] = {OURS: lambda: find(func)(x)}
     colorings: dict[str, Callable[[], Any]] = {OURS: lambda: torchjac.color(fresh(pattern), by)}
-    evaluations: dict[str, Callable[[], Any]] = {OURS: lambda: sparse(func)(x)}
+    evaluations: dict[str, Callable[[], Any]] = {OURS: lambda: derivative(x)}
     if n <= DENSE_LIMIT:
         dense = torch.func.hessian if hessian else torch.func.jacfwd
         evaluations[DENSE] = lambda: dense(func)(x)
     used = coloring if hessian else torchjac.color(pattern, "columns")
     evaluations[PASSES] = functools.partial(passes, func, x, used, hessian)
     if not MISSING:
-        add_peers(line, x, sparse(func)(x), detections, colorings, evaluations)
+        add_peers(line, x, derivative(x), detections, colorings, evaluations)
     with torch.no_grad():
         line.phases["detection"] = measured(detections, effort, line, collecting=True)
         line.phases["colouring"] = measured(colorings, effort, line, collecting=True)
@@ -171,9 +171,9 @@ INTRODUCTION = """\
 Ratios are the time of torchjac over the time of the peer, medians of one interleaved run: below 1
 torchjac is the faster one. Detection and colouring are done once for a signature, evaluation at every
 call. *dense* is `torch.func.jacfwd` or `hessian`; *vmapped passes* are as many JVPs as there are
-colours of columns, through `torch.func`, without seeds being made or entries being recovered. torchjac
-runs eagerly, asdex and sparsejac are compiled by `jax.jit`. Times belong to the machine and mean nothing
-by themselves."""
+colours of columns, through `torch.func`, on seeds that are all ones, without entries being recovered.
+Everybody's transform is made once; torchjac runs eagerly, asdex and sparsejac are compiled by `jax.jit`.
+Times belong to the machine and mean nothing by themselves."""
 
 COLOURS = """\
 How many colours each finds on the same patterns, fewer being fewer passes. *auto* may mix columns and

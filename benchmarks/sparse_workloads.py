@@ -1,7 +1,8 @@
 """What is raced where Jacobians are sparse: every workload, declared once, for PyTorch and for JAX.
 
 A workload is a function that takes the array library's names from `Arrays` and a size, and returns a
-function of one flat vector; so all entrants differentiate the same formula.
+function of one flat vector; so all entrants differentiate the same formula. It takes the names first, for a
+function of a user's has them at hand.
 """
 
 from __future__ import annotations
@@ -80,10 +81,10 @@ class SparseWorkload:
 
 def brusselator(np: Arrays, size: int) -> Func:
     """Two reacting, diffusing fields on a periodic grid (Hairer & Wanner, section IV.10)."""
-    diffusion = 0.1 * size**2
+    diffusion, roll, stack = 0.1 * size**2, np.roll, np.stack
 
     def laplacian(w: Any) -> Any:
-        neighbours = np.roll(w, 1, 0) + np.roll(w, -1, 0) + np.roll(w, 1, 1) + np.roll(w, -1, 1)
+        neighbours = roll(w, 1, 0) + roll(w, -1, 0) + roll(w, 1, 1) + roll(w, -1, 1)
         return diffusion * (neighbours - 4 * w)
 
     def rate(state: Vector) -> Vector:
@@ -92,27 +93,29 @@ def brusselator(np: Arrays, size: int) -> Func:
         reaction = u * u * v
         du = 1.0 + reaction - 4.4 * u + laplacian(u)
         dv = 3.4 * u - reaction + laplacian(v)
-        return np.stack([du, dv]).reshape(-1)
+        return stack([du, dv]).reshape(-1)
 
     return rate
 
 
 def diffusion(np: Arrays, size: int) -> Func:
     """Nonlinear diffusion on a line, whose Jacobian is tridiagonal."""
+    concatenate = np.concatenate
 
     def rate(x: Vector) -> Vector:
         flux = (1 + x[1:] ** 2 + x[:-1] ** 2) * (x[1:] - x[:-1])
-        return np.concatenate([flux[:1], flux[1:] - flux[:-1], -flux[-1:]])
+        return concatenate([flux[:1], flux[1:] - flux[:-1], -flux[-1:]])
 
     return rate
 
 
 def heat(np: Arrays, size: int) -> Func:
     """The heat equation on a line with fixed ends."""
+    concatenate = np.concatenate
 
     def rate(x: Vector) -> Vector:
         inner = x[2:] - 2 * x[1:-1] + x[:-2]
-        return np.concatenate([x[1:2] - 2 * x[:1], inner, x[-2:-1] - 2 * x[-1:]])
+        return concatenate([x[1:2] - 2 * x[:1], inner, x[-2:-1] - 2 * x[-1:]])
 
     return rate
 
@@ -123,12 +126,13 @@ def convolutions(np: Arrays, size: int) -> Func:
     shapes = [(4, 1), (4, 4), (1, 4)]
     kernels = [torch.randn(*shape, 3, 3, generator=generator) / math.sqrt(9) for shape in shapes]
     kernels = [np.constant(kernel) for kernel in kernels]
+    convolve, tanh = np.convolve, np.tanh
 
     def network(x: Vector) -> Vector:
         image = x.reshape(1, 1, size, size)
         for kernel in kernels[:-1]:
-            image = np.tanh(np.convolve(image, kernel))
-        return np.convolve(image, kernels[-1]).reshape(-1)
+            image = tanh(convolve(image, kernel))
+        return convolve(image, kernels[-1]).reshape(-1)
 
     return network
 
@@ -143,7 +147,8 @@ def rosenbrock(np: Arrays, size: int) -> Func:
 
 
 def cosine_of_differences(np: Arrays, size: int) -> Func:
-    return lambda x: np.cos(x[1:] - x[:-1])
+    cos = np.cos
+    return lambda x: cos(x[1:] - x[:-1])
 
 
 def square(np: Arrays, size: int) -> Func:

@@ -138,39 +138,6 @@ def test_the_trusted_way_is_plain_backward_passes():
     assert Way("reverse", False).trusted == Way("reverse", False)
 
 
-@pytest.mark.parametrize(
-    ("work", "passes", "worth"),
-    [
-        (Work(largest=2**10), 2**10, True),
-        (Work(largest=2**10), 2**10 + 1, False),
-        (Work(largest=2**10), 1, False),  # one plain evaluation with a tangent
-        (Work(), 10, False),
-        (Work(convolves=True, largest=8), 10, False),
-        (Work(slices=True, largest=8), 10, False),
-        (Work(largest=8, joins=True), 10, False),
-    ],
-)
-def test_where_going_backward_twice_is_worth_a_try(work, passes, worth):
-    assert work.transposes(passes) is worth
-
-
-def test_going_backward_twice_comes_before_forward_mode():
-    ladder = jacobian_ways("auto", 2, 100, vectorise=True)
-    twice = Way("forward", True, transposed=True)
-    assert jacobian_ways("auto", 2, 100, vectorise=True, transposes=True) == (twice, *ladder)
-    assert str(twice) == "forward mode by going backward twice, vmapped passes"
-    for mode, n, vectorise in (("auto", 200, True), ("auto", 2, False), ("forward", 2, True)):
-        plain = jacobian_ways(mode, n, 100, vectorise=vectorise)
-        assert jacobian_ways(mode, n, 100, vectorise=vectorise, transposes=True) == plain
-
-
-def test_a_look_sees_pieces_put_together():
-    x = (torch.randn(64),)
-    many = look(lambda primals: (torch.cat([primals[0]] * 9).sin(),), x).work
-    few = look(lambda primals: (torch.cat([primals[0].sin().exp().cos().tanh()] * 2),), x).work
-    assert (many.joins, few.joins) == (True, False)
-
-
 def test_a_way_says_what_it_is():
     assert str(Way("forward", True)) == "forward mode, vmapped passes"
     assert str(Way("reverse", False, "reverse")) == "reverse-over-reverse mode, one pass at a time"
@@ -203,8 +170,8 @@ def test_a_look_sees_convolutions_and_parameters():
     [
         (Work(), 2**20, FORWARD_COST),
         (Work(convolves=True), 1, FORWARD_COST_OF_CONVOLUTIONS),
-        (Work(slices=True), 2**18, FORWARD_COST_OF_SLICES),
-        (Work(slices=True), 2**18 - 1, FORWARD_COST),
+        (Work(slices=True), 2**14, FORWARD_COST_OF_SLICES),
+        (Work(slices=True), 2**14 - 1, FORWARD_COST),
         (Work(convolves=True, slices=True), 2**20, FORWARD_COST_OF_CONVOLUTIONS),
     ],
 )
@@ -232,9 +199,8 @@ def set_inside(x):
 )
 def test_a_look_sees_slices(func, slices):
     x = (torch.randn(64),)
-    assert look(lambda primals: (func(*primals),), x).work._replace(largest=0, joins=False) == Work(
-        slices=slices
-    )
+    work = look(lambda primals: (func(*primals),), x).work
+    assert work._replace(largest=0) == Work(slices=slices)
 
 
 @pytest.mark.parametrize("sparsity", [None, "detect"] if DETECTS else [None])
@@ -245,7 +211,7 @@ def test_many_entries_of_a_function_of_slices_go_forward(sparsity):
         forward.append(torch._C._functorch.peek_interpreter_stack() is not None)
         return torch.cos(x[1:] - x[:-1])
 
-    sizes = (500, 600) if sparsity is None else (131_000, 132_000)
+    sizes = (100, 140) if sparsity is None else (8_000, 9_000)
     for size in sizes:
         torchjac.jac(
             func,

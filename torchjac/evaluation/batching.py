@@ -45,8 +45,10 @@ def vectorised(product: Product, seeds: Chunk) -> list[Tensor | None]:
 
     Random operations draw once for all seeds. A None that ``product`` returns stays None.
     """
-    if not compiling():
-        return vectorised_eagerly(product, seeds)
+    return _traceably(product, seeds) if compiling() else vectorised_eagerly(product, seeds)
+
+
+def _traceably(product: Product, seeds: Chunk) -> list[Tensor | None]:
     leaves = list(seeds)
 
     def positional(*one: Tensor) -> tuple[Tensor | None, ...]:
@@ -59,27 +61,26 @@ def vectorised_beside(
     product: Callable[[Chunk], tuple[Sequence[Tensor | None], Sequence[Tensor]]], seeds: Chunk
 ) -> tuple[list[Tensor | None], list[Tensor]]:
     """The same for a ``product`` that gives something beside which is the same for every seed."""
+    traced, count = compiling(), 0
     beside: list[Tensor] = []
-    count = 0
 
     def alone(one: Chunk) -> Sequence[Tensor | None]:
         nonlocal beside, count
         products, others = product(one)
         count = len(products)
-        if compiling():
+        if traced:
             return [*products, *others]
-        level = _functorch.maybe_get_level(next(iter(one.values())))
-        beside = [_of_any_seed(other, level) for other in others]
+        get_level = _functorch.maybe_get_level
+        level = get_level(next(iter(one.values())))
+        beside = [other if get_level(other) != level else _of_any_seed(other) for other in others]
         return products
 
-    stacks = vectorised(alone, seeds)
+    stacks = _traceably(alone, seeds) if traced else vectorised_eagerly(alone, seeds)
     return stacks[:count], beside or [stack[0] for stack in stacks[count:] if stack is not None]
 
 
-def _of_any_seed(tensor: Tensor, level: int) -> Tensor:
-    """A tensor out of the vmap of a level, which for the most part it is no part of."""
-    if _functorch.maybe_get_level(tensor) != level:
-        return tensor
+def _of_any_seed(tensor: Tensor) -> Tensor:
+    """A tensor out of the innermost vmap, which for the most part none is a part of."""
     within: Tensor = _functorch.get_unwrapped(tensor)
     return within.select(_functorch.maybe_get_bdim(tensor), 0)
 

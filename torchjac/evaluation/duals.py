@@ -15,53 +15,66 @@ from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
-from torchjac.evaluation.surroundings import compiling
-from torchjac.foundations.compiler import uncompiled
+from torchjac.evaluation.operands import Constants
 
-__all__ = ["pushed"]
+__all__ = ["pushed", "pushed_by_jvp"]
 
 Tensors: TypeAlias = "tuple[Tensor, ...]"
+Evaluation: TypeAlias = Callable[..., "tuple[Tensors, Tensors]"]
+Pushed: TypeAlias = "tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]"
 
 _functorch: Any = torch._C._functorch
 _transforms: Any = eager_transforms
 _forward: Any = forward_ad
+_make_dual: Any = torch._VF._make_dual
+_unpack_dual: Any = torch._VF._unpack_dual
 
 
 def pushed(
-    function: Callable[..., tuple[Tensors, Tensors]],
+    function: Evaluation,
     primals: Sequence[Tensor],
     tangents: Sequence[Tensor],
-) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    constants: Constants | None = None,
+) -> Pushed:
     """Evaluate ``function`` on dual numbers.
 
     Args:
         function: takes as many tensors, and returns the outputs and what else has to come along.
         primals: where; at least one.
         tangents: along what.
+        constants: what keeps them apart, if anything does.
 
     Returns:
         The outputs, their tangents, and the rest.
     """
-    if compiling():
-        values, products, carried = torch.func.jvp(  # type: ignore[misc]
-            function, tuple(primals), tuple(tangents), has_aux=True
-        )
-        return values, products, carried
-    with uncompiled(), _forward._set_fwd_grad_enabled(True), _Level() as level:
-        duals = map(_forward.make_dual, primals, tangents)
-        outputs, rest = function(*duals)
-        pairs = [_forward.unpack_dual(output) for output in outputs]
+    with _Level() as level:
+        duals = []
+        for primal, tangent in zip(primals, tangents, strict=True):
+            duals.append(_make_dual(primal, tangent, level=0))
+        if constants is None:
+            outputs, rest = function(*duals)
+        else:
+            with constants.of(level):
+                outputs, rest = function(*duals)
         unwrap = _functorch._unwrap_for_grad
-        return (
-            [unwrap(primal, level) for primal, _ in pairs],
-            [
-                torch.zeros_like(unwrap(primal, level))
-                if tangent is None
-                else unwrap(tangent, level)
-                for primal, tangent in pairs
-            ],
-            [unwrap(tensor, level) for tensor in rest],
-        )
+        values, products = [], []
+        for output in outputs:
+            primal, tangent = _unpack_dual(output, level=0)
+            value = unwrap(primal, level)
+            values.append(value)
+            products.append(torch.zeros_like(value) if tangent is None else unwrap(tangent, level))
+        return values, products, [unwrap(tensor, level) for tensor in rest] if rest else ()
+
+
+def pushed_by_jvp(
+    function: Evaluation, primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Pushed:
+    """The same by the public function, of tangents that are laid out as their primals are."""
+    # A compiler copies others, for fixed sizes alone.
+    values, products, carried = torch.func.jvp(  # type: ignore[misc]
+        function, tuple(primals), tuple([t.contiguous() for t in tangents]), has_aux=True
+    )
+    return values, products, carried
 
 
 class _Level:
@@ -71,11 +84,15 @@ class _Level:
         level: int = _functorch._jvp_increment_nesting()
         _transforms.JVP_NESTING += 1
         if _transforms.JVP_NESTING == 1:
-            _forward.enter_dual_level()
+            _forward._current_level = torch._C._enter_dual_level()
+        self._enabled = torch._C._is_fwd_grad_enabled()
+        torch._C._set_fwd_grad_enabled(True)
         return level
 
     def __exit__(self, *raised: object) -> None:
+        torch._C._set_fwd_grad_enabled(self._enabled)
         if _transforms.JVP_NESTING == 1:
-            _forward.exit_dual_level()
+            torch._C._exit_dual_level(level=_forward._current_level)
+            _forward._current_level -= 1
         _transforms.JVP_NESTING -= 1
         _functorch._jvp_decrement_nesting()

@@ -10,8 +10,6 @@ engine       one pass                               where
 `Pullback`   the same through `torch.func.vjp`      inside vmap, grad, jvp and torch.compile
 `Push`       one evaluation on dual numbers         everywhere
 ===========  =====================================  ============================================
-
-`torchjac.evaluation.transposed` has one more, for columns by backward passes over a `Graph`.
 """
 
 from __future__ import annotations
@@ -30,15 +28,18 @@ from torchjac.evaluation.batching import (
     vectorised_beside,
     vectorised_eagerly,
 )
-from torchjac.evaluation.duals import pushed
+from torchjac.evaluation.duals import pushed, pushed_by_jvp
 from torchjac.evaluation.graphs import borders, captures, failing_op
+from torchjac.evaluation.operands import Constants
 from torchjac.evaluation.surroundings import (
     carry_tangents,
     compiling,
     inside_transform,
     is_out_of_memory,
+    unwatched,
 )
 from torchjac.foundations.compiler import uncompiled
+from torchjac.foundations.lending import are_lent
 from torchjac.foundations.overlap import shares_elements
 from torchjac.foundations.seeds import Chunk
 
@@ -209,34 +210,63 @@ class Push(Engine):
 
     direction: Direction = "forward"
 
-    def __init__(self, function: FlatFunction, primals: Sequence[Tensor]) -> None:
-        if not compiling():
-            load_forward_rules()
-        self._function = function
+    def __init__(
+        self, function: FlatFunction, primals: Sequence[Tensor], *, constants: bool = True
+    ) -> None:
+        self._function, self._traced = function, compiling()
         self.primals = [_with_memory_of_its_own(primal) for primal in primals]
-        self.keeps_graph = compiling() or inside_transform() or torch.is_grad_enabled()
+        self.keeps_graph = self._traced or torch.is_grad_enabled() or inside_transform()
+        self._constants = self._on_copies = None
+        if not self._traced:
+            load_forward_rules()
+            self._constants = Constants() if constants and unwatched() else None
+            self._on_copies = getattr(function, "on_copies", None)
+
+    @property
+    def may_meet_constants(self) -> bool:
+        """Whether the function may have operands without a tangent, for all that the passes have shown."""
+        return self._constants is None or self._constants.met
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         del last
-        touched, tangents = list(seeds), tuple(seeds.values())
-        if compiling():
-            # PyTorch copies a tangent that is laid out unlike its primal, for fixed sizes alone.
-            tangents = tuple(tangent.contiguous() for tangent in tangents)
+        return self._multiplied(seeds, *self._evaluation(seeds))
 
+    def _evaluation(self, seeds: Chunk) -> tuple[FlatFunction, Sequence[Tensor]]:
+        """What to evaluate, and where.
+
+        A function may write into its argument, and so into a tangent. Where it may write into the seeds, the
+        primals alone are copied for it.
+        """
+        if self._on_copies is None or not are_lent(seeds.values()):
+            return self._function, self.primals
+        return self._on_copies, [primal.clone() for primal in self.primals]
+
+    def _multiplied(
+        self, seeds: Chunk, function: FlatFunction, primals: Sequence[Tensor]
+    ) -> list[Tensor | None]:
         def partial(*leaves: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            full = list(self.primals)
-            for index, leaf in zip(touched, leaves, strict=True):
+            full = list(primals)
+            for index, leaf in zip(seeds, leaves, strict=True):
                 full[index] = leaf
-            return self._function(full)
+            return function(full)
 
-        here = [self.primals[leaf] for leaf in touched]
-        values, products, carried = pushed(partial, here, tangents)
-        self.values, self.carried = values, carried
+        here, tangents = [primals[leaf] for leaf in seeds], list(seeds.values())
+        if self._traced:
+            found = pushed_by_jvp(partial, here, tangents)
+        elif getattr(self._function, "may_be_compiled", True):
+            with uncompiled():
+                found = pushed(partial, here, tangents, self._constants)
+        else:
+            found = pushed(partial, here, tangents, self._constants)
+        self.values, products, self.carried = found
         return list(products)
 
     def multiply_all(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
+        del last
+        function, primals = self._evaluation(seeds)
+
         def product(one: Chunk) -> tuple[list[Tensor | None], list[Tensor]]:
-            products = self.multiply(one, last=last)
+            products = self._multiplied(one, function, primals)
             return products, [*self.values, *self.carried]
 
         products, beside = vectorised_beside(product, seeds)
@@ -252,10 +282,19 @@ def _with_memory_of_its_own(primal: Tensor) -> Tensor:
     return primal.contiguous()
 
 
-def linearize(function: FlatFunction, primals: Sequence[Tensor], direction: Direction) -> Engine:
-    """Make the engine for ``direction`` that works here."""
+def linearize(
+    function: FlatFunction,
+    primals: Sequence[Tensor],
+    direction: Direction,
+    *,
+    constants: bool = True,
+) -> Engine:
+    """Make the engine for ``direction`` that works here.
+
+    ``constants`` is whether to keep apart, in forward mode, the operands that have no tangent.
+    """
     if direction == "forward":
-        return Push(function, primals)
+        return Push(function, primals, constants=constants)
     if compiling() or inside_transform() or carry_tangents(primals):
         return Pullback(function, primals)
     return record(function, primals)

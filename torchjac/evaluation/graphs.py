@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["borders", "captures", "describe", "failing_op", "operations"]
+__all__ = ["borders", "captures", "describe", "failing_op"]
 
 # Of the nodes those that accumulate into a leaf; no other has a variable, and asking it for one takes long.
 _AccumulateGrad = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
-_OVERLOADED = frozenset({"PowBackward"})
 
 
 def _nodes(values: Iterable[Tensor], stops: Iterable[Any] = ()) -> Iterator[Any]:
@@ -112,20 +111,6 @@ def describe(values: Sequence[Tensor]) -> tuple[Hashable, int]:
         for metadata in getattr(node, "_input_metadata", ()):
             largest = max(largest, math.prod(metadata.shape) * metadata.dtype.itemsize)
     return (hash(tuple(names)), *written), largest
-
-
-def operations(values: Iterable[Tensor]) -> Iterator[str]:
-    """The names of PyTorch's operations in a graph; of a custom autograd.Function that of its node.
-
-    Of powers, whose overloads differ, it is that of the node as well.
-    """
-    for node in _nodes(values):
-        if type(node) is not _AccumulateGrad:
-            name = type(node).__name__
-            # MulBackward0 is PyTorch's product, and MulBackward that of a user's class Mul.
-            own = name.rstrip("0123456789")
-            is_own = own != name and own.endswith("Backward") and own not in _OVERLOADED
-            yield own[:-8] if is_own else name
 
 
 def failing_op(values: Sequence[Tensor], backward: Callable[[], object]) -> str | None:

@@ -37,6 +37,7 @@ __all__ = [
     "is_traced",
     "nothing_around",
     "out_of_inference",
+    "unwatched",
     "without_modes",
     "without_transforms",
 ]
@@ -100,6 +101,13 @@ def nothing_around(*, autocast: bool = False) -> bool:
         and (not torch._C._len_torch_function_stack() or _default_device() is not None)
         and (autocast or not torch._C._is_any_autocast_enabled())
     )
+
+
+def unwatched() -> bool:
+    """True in eager code where nobody looks on at what is called: no mode but for a default device."""
+    if torch._C._len_torch_dispatch_stack():
+        return False
+    return not torch._C._len_torch_function_stack() or _default_device() is not None
 
 
 _cpu = torch.device("cpu")
@@ -190,11 +198,17 @@ class Draw:
     """The state of the random generators at a call's start, so that a repetition draws the same."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._cuda = {t.device for t in tensors if t.is_cuda}
+        self._cuda: dict[torch.device, None] = {}
+        for tensor in tensors:
+            if tensor.is_cuda:
+                self._cuda[tensor.device] = None
         self._before = self._read()
 
     def _read(self) -> tuple[Tensor, list[Tensor]]:
-        return torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._cuda]
+        here = torch.get_rng_state()
+        return here, [
+            torch.cuda.get_rng_state(device) for device in self._cuda
+        ] if self._cuda else []
 
     def _write(self, state: tuple[Tensor, list[Tensor]]) -> None:
         torch.set_rng_state(state[0])

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from torchjac.evaluation.divided import divided
-from torchjac.evaluation.engines import Direction, Engine, FlatFunction, Graph, linearize
+from torchjac.evaluation.engines import (
+    Direction,
+    Engine,
+    FlatFunction,
+    Graph,
+    Push,
+    linearize,
+)
 from torchjac.evaluation.evaluator import Places, assemble, places_in, refuse_other_values, run
 from torchjac.evaluation.surroundings import (
     Draw,
     exclusively,
     has_values,
     inside_transform,
-    is_eager,
 )
-from torchjac.evaluation.transposed import Transposed
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.seeds import IdentitySeeds, Seeds
@@ -40,18 +45,12 @@ def attempt(problem: Problem, way: Way, record: Record | None) -> Answer:
         return _compressed(problem, way, function, problem.compression, record)
     # Whatever a signature tells all of is not compiled.
     if way.direction == "reverse" and (problem.is_sure() or _is_plain(problem, way, record)):
-        engine = _engine(problem, function, "reverse")
+        engine = _engine(problem, function, "reverse", record)
         return read_off(problem, way, function, engine, record)
-    duals = _on_duals(way, way.direction)
-    # Passes on dual numbers see to that by themselves.
-    with exclusively(duals), uncompiled(not duals):
-        engine = _engine(problem, function, way.direction, duals=duals)
+    # Forward passes see to that by themselves.
+    with exclusively(way.direction == "forward"), uncompiled(way.direction == "reverse"):
+        engine = _engine(problem, function, way.direction, record)
         return read_off(problem, way, function, engine, record)
-
-
-def _on_duals(way: Way, direction: Direction) -> bool:
-    """Whether forward products are taken on dual numbers, as they always are within other transforms."""
-    return direction == "forward" and not (way.transposed and is_eager())
 
 
 def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
@@ -62,16 +61,17 @@ def _is_plain(problem: Problem, way: Way, record: Record | None) -> bool:
 
 
 def _engine(
-    problem: Problem, function: FlatFunction, direction: Direction, *, duals: bool = False
+    problem: Problem, function: FlatFunction, direction: Direction, record: Record | None
 ) -> Engine:
     if problem.point is not None:
         return problem.point.engine(direction, problem.primals)
     begun = problem.take_begun()
     if begun is not None and begun.direction == direction:
         return begun
-    if direction == "forward" and not duals:
-        return Transposed(function, problem.primals)
-    return problem.recorded or linearize(function, problem.primals, direction)
+    if problem.recorded is not None:
+        return problem.recorded
+    constants = record is None or record.meets_constants
+    return linearize(function, problem.primals, direction, constants=constants)
 
 
 def read_off(
@@ -97,9 +97,9 @@ def _compressed(
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
-        duals = _on_duals(way, direction)
-        with exclusively(duals), uncompiled(not duals):
-            engine = _engine(problem, function, direction, duals=duals)
+        is_forward = direction == "forward"
+        with exclusively(is_forward), uncompiled(not is_forward):
+            engine = _engine(problem, function, direction, record)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
         if first:
@@ -120,7 +120,10 @@ def _multiplied(
     if ranks is not None and problem.compression is not None:
         ranks.facts |= problem.compression.digests(way)
         return divided(ranks, engine, seeds, size, shown=problem.shown), seeds.total
-    return run(engine, seeds, size, places=places, shown=problem.shown), seeds.total
+    blocks = run(engine, seeds, size, places=places, shown=problem.shown)
+    if record is not None and isinstance(engine, Push):
+        record.meets_constants &= engine.may_meet_constants
+    return blocks, seeds.total
 
 
 def _places(problem: Problem) -> Places | None:

@@ -21,8 +21,6 @@ Evaluation: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 # Numbers that a graph behind all forward passes may hold where one behind backward passes would hold less.
 _LITTLE = 2**24
 
-_JOINING = frozenset({torch.ops.aten.cat.default, torch.ops.aten.stack.default})
-
 _NO_GRAD = re.compile("does not require grad|doesn't require grad|requires_grad=False")
 
 
@@ -49,8 +47,6 @@ class _Watch(TorchDispatchMode):
     """Numbers that a pass of either mode reads or writes, op by op."""
     sliced = 0
     """Those that a backward pass fills with zeros and adds up, for views of a part of a tensor."""
-    joined = 0
-    """Those that going backward twice does the same with, for the pieces of a tensor."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -59,8 +55,6 @@ class _Watch(TorchDispatchMode):
         self.convolves |= func is torch.ops.aten.convolution.default
         self.requires_grad |= any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         given = [arg.numel() for arg in args if isinstance(arg, Tensor)]
-        if func in _JOINING:
-            self.joined += 2 * len(args[0]) * result.numel()
         results = result if isinstance(result, (tuple, list)) else (result,)
         made = [tensor for tensor in results if isinstance(tensor, Tensor)]
         alias = func._schema.returns[0].alias_info if func._schema.returns else None
@@ -93,7 +87,7 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     kept = watch.moved * sum(primal.numel() for primal in primals) if watch.requires_grad else 0
     convolves = watch.convolves and kept <= _LITTLE
     slices = watch.sliced > watch.moved and not watch.requires_grad
-    work = Work(convolves, slices, watch.largest, watch.joined > 4 * watch.moved)
+    work = Work(convolves, slices, watch.largest)
     return Look(tuple(value.numel() for value in values), watch.nbytes, work)
 
 

@@ -36,9 +36,9 @@ FORWARD_COST_OF_CONVOLUTIONS = 0.5
 FORWARD_COST_OF_SLICES = 0.8
 """The same where f mostly takes slices: a backward pass fills a whole tensor with zeros for each."""
 
-_MANY = 2**18  # entries; of fewer, what each op costs counts for more than the numbers it moves
+_MANY = 2**14  # entries; of fewer, what each op costs counts for more than the numbers it moves
 # Numbers; of fewer likewise.
-_FEW, _FEW_OF_HESSIANS, _FEW_OF_TRANSPOSES = 2**15, 2**17, 2**20
+_FEW, _FEW_OF_HESSIANS = 2**15, 2**17
 
 
 class Work(NamedTuple):
@@ -49,17 +49,6 @@ class Work(NamedTuple):
     """Whether backward passes move more numbers for slices than for all else."""
     largest: int = 0
     """The elements of the largest result of any op; 0 if nobody knows."""
-    joins: bool = False
-    """Whether it puts many pieces together: going backward twice fills a whole tensor for each."""
-
-    def transposes(self, passes: int) -> bool:
-        """Whether forward products are worth to be taken by going backward twice.
-
-        That evaluates the function once, and takes about half of the time that dual numbers take,
-        until the numbers that each operation moves count for more than the operation itself.
-        """
-        is_cheap = not (self.convolves or self.slices or self.joins)
-        return is_cheap and passes > 1 and 0 < passes * self.largest <= _FEW_OF_TRANSPOSES
 
     def forward_cost(self, entries: int) -> float:
         """Of a forward pass in backward passes, for a Jacobian of so many entries that are not zero."""
@@ -89,8 +78,7 @@ def choose_mode(
        it evaluates the function once and outside vmap, nearly every op supports it, and a forward
        pass costs more than a backward pass of a small function, for it repeats the evaluation.
 
-    For independent samples the counts are those of one sample. How forward products are taken is another
-    choice, see `Work.transposes`.
+    For independent samples the counts are those of one sample.
 
     Args:
         num_inputs: n, the columns of the Jacobian (or of a block).

@@ -113,10 +113,7 @@ class Problem:
             largest = 0 if self.compression else self.work.largest
             return hessian_ways(self.mode, num_outputs, num_inputs, largest, vectorise=vectorise)
         if self.compression is not None:
-            chosen = self.compression.chosen
-            return compressed_ways(
-                self.mode, chosen, vectorise=vectorise, transposes=self._transposes_colors
-            )
+            return compressed_ways(self.mode, self.compression.chosen, vectorise=vectorise)
         return jacobian_ways(
             self.mode,
             num_inputs,
@@ -124,13 +121,7 @@ class Problem:
             vectorise=vectorise,
             forward_cost=self.work.forward_cost(num_inputs * num_outputs),
             largest=self.work.largest,
-            transposes=self.work.transposes(num_inputs),
         )
-
-    def _transposes_colors(self) -> bool:
-        assert self.compression is not None
-        columns = self.compression.coloring(Way("forward", vectorised=True))
-        return self.work.transposes(columns.num_colors)
 
     def rows(self, output_counts: Sequence[int]) -> int:
         """The rows of the Jacobian, or of a sample's block."""

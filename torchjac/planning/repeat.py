@@ -11,10 +11,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from torchjac.evaluation.engines import Engine, linearize, record
+from torchjac.evaluation.engines import Engine, Push, record
 from torchjac.evaluation.evaluator import columns_at_once, products_at_once, rows_at_once
 from torchjac.evaluation.surroundings import Draw, exclusively, is_eager, is_out_of_memory
-from torchjac.evaluation.transposed import NotElementaryError, Transposed
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.compressed import Compression
@@ -98,27 +97,20 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
     if not seeds.layout.fits(call.primals):  # parameters may be of another dtype now
         return None
     draw = Draw(call.primals)
-    engine: Engine
     leaves: Sequence[Sequence[Tensor | SparseBlock]]
     try:
-        with uncompiled(way.transposed), exclusively(not way.transposed):
-            if way.transposed:
-                engine = Transposed(call, call.primals)
-            else:
-                engine = linearize(call, call.primals, "forward")
+        with exclusively():
+            push = Push(call, call.primals, constants=known.meets_constants)
             if known.compression is None:
-                leaves = columns_at_once(engine, seeds)
+                leaves = columns_at_once(push, seeds)
             else:
-                leaves = _recovered(known.compression, way, engine, seeds)
+                leaves = _recovered(known.compression, way, push, seeds)
     except (RuntimeError, MemoryError) as error:
-        is_short, is_other = is_out_of_memory(error), isinstance(error, NotElementaryError)
-        if is_short or is_other:
-            draw.again()
-        if not is_short:
+        if not is_out_of_memory(error):
             raise
+        draw.again()
         return None
-    values, carried = engine.values, engine.carried
-    return Answer(way, seeds.total, leaves, values, carried, call.outcome, engine.graph)
+    return Answer(way, seeds.total, leaves, push.values, push.carried, call.outcome, None)
 
 
 def _recovered(

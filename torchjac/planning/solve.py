@@ -23,7 +23,6 @@ from torchjac.evaluation.surroundings import (
     is_out_of_memory,
     out_of_inference,
 )
-from torchjac.evaluation.transposed import NotElementaryError
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
@@ -190,22 +189,10 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         raise
     except Exception as error:
         # Whatever PyTorch, or a rule of the user's, raises under a transform.
-        if not (is_refusal(error) or (way.transposed and _is_passed_over(error))):
+        if not is_refusal(error):
             raise
-        if not isinstance(error, NotElementaryError):
-            _blame(problem)
-        if not way.transposed:
-            return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
-    # It was worth a try, and nobody has to be told. What it held is free by now.
-    record.refused, record.repeats = record.refused + 1, None
-    if draw is not None:
-        draw.again()
-    return _first_that_works(problem, record, draw)
-
-
-def _is_passed_over(error: Exception) -> bool:
-    """Whether forward mode can do what going backward twice could not."""
-    return isinstance(error, NotElementaryError) or is_out_of_memory(error)
+        _blame(problem)
+        return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
 
 
 def _fall_back(problem: Problem, record: Record, draw: Draw | None, refusals: Refusals) -> Answer:

@@ -20,8 +20,6 @@ class Way(NamedTuple):
     inner: Direction | None = None
     both: bool = False
     """Whether some entries of a sparse Jacobian come from the other direction's products."""
-    transposed: bool = False
-    """Whether forward products are taken by going backward twice."""
 
     @property
     def trusted(self) -> Way:
@@ -37,7 +35,7 @@ class Way(NamedTuple):
 
     def __str__(self) -> str:
         passes = "vmapped passes" if self.vectorised else "one pass at a time"
-        return f"{self.mode} mode{' by going backward twice' if self.transposed else ''}, {passes}"
+        return f"{self.mode} mode, {passes}"
 
 
 def _ladder(modes: list[tuple[Direction, Direction | None]], vectorise: bool) -> tuple[Way, ...]:
@@ -53,13 +51,11 @@ def jacobian_ways(
     vectorise: bool,
     forward_cost: float = FORWARD_COST,
     largest: int = 0,
-    transposes: bool = False,
 ) -> tuple[Way, ...]:
     """Order the ways to a Jacobian.
 
     The chosen mode comes first, vmapped and then one pass at a time, which needs no batching rule
-    and allows control flow that depends on values; with ``mode="auto"`` the other mode follows. Where
-    going backward twice is worth trying, it is tried before forward mode.
+    and allows control flow that depends on values; with ``mode="auto"`` the other mode follows.
     """
     if mode == "forward":
         return _ladder([("forward", None)], vectorise)
@@ -67,21 +63,10 @@ def jacobian_ways(
         return _ladder([("reverse", None)], vectorise)
     first = choose_mode(num_inputs, num_outputs, forward_cost, largest)
     second: Direction = "reverse" if first == "forward" else "forward"
-    ladder = _ladder([(first, None), (second, None)], vectorise)
-    return _twice_backward(ladder) if transposes and first == "forward" and vectorise else ladder
+    return _ladder([(first, None), (second, None)], vectorise)
 
 
-def _twice_backward(ladder: tuple[Way, ...]) -> tuple[Way, ...]:
-    return (ladder[0]._replace(transposed=True), *ladder)
-
-
-def compressed_ways(
-    mode: str,
-    choose: Callable[[], str],
-    *,
-    vectorise: bool,
-    transposes: Callable[[], bool] = lambda: False,
-) -> tuple[Way, ...]:
+def compressed_ways(mode: str, choose: Callable[[], str], *, vectorise: bool) -> tuple[Way, ...]:
     """Order the ways to a sparse Jacobian; ``choose`` tells what the cheapest colouring has colours for.
 
     Column colours are seeds of forward mode, row colours of reverse mode, and a bidirectional
@@ -95,8 +80,6 @@ def compressed_ways(
     ladder = _ladder([(first, None), (second, None)], vectorise)
     if chosen == "bidirectional":
         return (*(way._replace(both=True) for way in ladder[: 1 + vectorise]), *ladder)
-    if chosen == "columns" and vectorise and transposes():
-        return _twice_backward(ladder)
     return ladder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -21,8 +20,7 @@ from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import ONE_LEAF, TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
-from torchjac.planning.captured.watch import Watch
-from torchjac.planning.problem import Answer, Ask, Problem
+from torchjac.planning.problem import Answer
 from torchjac.planning.signature import (
     Search,
     modules_of,
@@ -33,7 +31,7 @@ from torchjac.planning.signature import (
 from torchjac.transforms.options import PARAMS, Options
 from torchjac.transforms.outcome import ONE_TENSOR, Aux, Outcome
 
-__all__ = ["Call", "Leaves", "asks"]
+__all__ = ["Call", "Leaves"]
 
 Leaves: TypeAlias = Sequence[Sequence[Any]]
 """One value for every block of a derivative, ``[output][input]``."""
@@ -60,6 +58,7 @@ class Call:
     """Whether a tensor that requires grad may be among what the function finds by itself."""
     begun: Engine | Exception | None = None
     """What came of an evaluation whose derivative nobody has taken yet."""
+    _is_on_copies = False
     _signature: Hashable | None = None
     _buffers: Buffers | None = None
     _replaced: contextlib.ExitStack | None = None
@@ -199,6 +198,14 @@ class Call:
         carried += [leaf for leaf in (aux.leaves if aux else ()) if isinstance(leaf, Tensor)]
         return tuple(output for kind, output in pairs if kind == "differentiable"), tuple(carried)
 
+    def on_copies(self, leaves: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The same, of leaves that the function may write into."""
+        self._is_on_copies = True
+        try:
+            return self(leaves)
+        finally:
+            self._is_on_copies = False
+
     def _evaluate(self, leaves: Sequence[Tensor]) -> Any:
         return self._apply(leaves, self._args)
 
@@ -213,7 +220,8 @@ class Call:
                 full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
         for k, arg in enumerate(full):
-            full[k] = arg.clone() if isinstance(arg, Tensor) else _copied(arg)
+            if not (self._is_on_copies and k in self._positions):
+                full[k] = arg.clone() if isinstance(arg, Tensor) else _copied(arg)
         kwargs = self._kwargs and {name: _copied(arg) for name, arg in self._kwargs.items()}
         if self._runs_module is False:
             return self._func(*full, **kwargs)
@@ -280,6 +288,11 @@ class Call:
             self.may_capture = search.connects or not search.is_sure
             self._signature = (self.options, function, arguments)
         return self._signature
+
+    @property
+    def may_be_compiled(self) -> bool:
+        """Whether a compiled function may be in it; not where the signature tells all that there is."""
+        return self._signature is None or not self.is_sure
 
     def likeness(self) -> tuple[Hashable, Sequence[Identity]]:
         """The same for all tensors of a kind that the function captured, and those."""
@@ -349,7 +362,6 @@ class Call:
 
 
 def _copied(argument: Any) -> Any:
-    """Copy every tensor of a tree."""
     return map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
 
 
@@ -357,35 +369,3 @@ def _describe(returned: object) -> str:
     if isinstance(returned, Tensor):
         return f"a tensor of {returned.dtype}"
     return f"{type(returned).__name__} {returned!r}"[:80]
-
-
-def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
-    """What a call of a transform of whole arguments asks for: of order 1 a Jacobian, of 2 a Hessian."""
-    watch = Watch(func) if options.sparsity is not None else None
-
-    def pose(call: Call) -> Problem:
-        problem = Problem(
-            name=options.name,
-            function=call,
-            primals=call.primals,
-            begun=call.take_begun(),
-            signature=call.signature,
-            likeness=call.likeness,
-            outcome=lambda: call.outcome,
-            wants_value=options.return_value or options.has_aux,
-            order=order,
-            mode=options.mode,
-            chunk_size=options.chunk_size,
-            check=options.check,
-            sparsity=options.sparsity,
-            others=call.others,
-            is_sure=lambda: call.is_sure,
-            keep_state=call.keep_state,
-            layout=options.layout,
-        )
-        if watch is not None:
-            problem.note = lambda key: watch.note(key, *call.given)
-            problem.is_unchanged = watch.is_unchanged
-        return problem
-
-    return Ask(functools.partial(Call, options, func), pose)

@@ -16,7 +16,8 @@ from torchjac.foundations.pytree import flatten
 from torchjac.planning.captured.traces import Reached
 from torchjac.planning.contractions.contract import contract
 from torchjac.planning.contractions.contraction import Contraction
-from torchjac.transforms.call import Call, asks
+from torchjac.transforms.asks import asks
+from torchjac.transforms.call import Call
 from torchjac.transforms.options import Argnums, ChunkSize, Options, check_choice, check_flag
 from torchjac.transforms.outcome import Outcome
 from torchjac.transforms.transformed import like_func

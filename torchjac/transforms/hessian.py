@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from torchjac.transforms.call import Call, Leaves, asks
+from torchjac.transforms.asks import asks
+from torchjac.transforms.call import Call, Leaves
 from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import Argnums, Check, ChunkSize, HessianMode, Options, Sparsity
 from torchjac.transforms.outcome import Outcome

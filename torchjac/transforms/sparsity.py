@@ -7,7 +7,7 @@ from typing import Any
 
 from torchjac.planning.sparsity import find_pattern
 from torchjac.structure.pattern import SparsityPattern
-from torchjac.transforms.call import asks
+from torchjac.transforms.asks import asks
 from torchjac.transforms.options import Argnums, Options
 from torchjac.transforms.transformed import like_func
 

@@ -1,26 +1,15 @@
-"""Columns by going backward twice, which `mode="auto"` takes for tall Jacobians of elementary functions."""
+"""Tall Jacobians, whose columns `mode="auto"` takes in forward mode: one pass on dual numbers."""
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, reject, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torchjac
 from tests.counted import Counted
-from torchjac.evaluation.evaluator import assemble, run
-from torchjac.evaluation.transposed import NotElementaryError, Transposed
-from torchjac.foundations.layout import Layout
-from torchjac.foundations.pytree import flatten
-from torchjac.foundations.seeds import IdentitySeeds
-from torchjac.testing import strategies
 
-CLOSE = {"rtol": 1e-7, "atol": 1e-9, "equal_nan": True}
-FILTERED = [HealthCheck.filter_too_much]  # many programs are not elementary
 T = torch.linspace(0, 1, 1000, dtype=torch.float64)
 X = torch.tensor([0.5, -1.5, 2.0], dtype=torch.float64)
 
@@ -31,61 +20,6 @@ def curve(x: Tensor) -> Tensor:
 
 def reference(func: Callable[..., Any]) -> Callable[..., Any]:
     return torchjac.jac(func, mode="reverse", chunk_size=1, check="never")
-
-
-def elementary(func: Callable[..., Any], args: Sequence[Tensor], chunk_size: int | None) -> Any:
-    """The leaves ``[output][input]``."""
-
-    def flat(leaves: Sequence[Tensor]) -> Any:
-        return tuple(flatten(func(*[leaf.clone() for leaf in leaves]))[0]), ()
-
-    try:
-        engine = Transposed(flat, args)
-    except NotElementaryError:
-        reject()
-    assert not engine.evaluates_anew
-    blocks = run(engine, IdentitySeeds(Layout(args)), chunk_size)
-    return assemble(blocks, engine, args, batched=False)
-
-
-@settings(suppress_health_check=FILTERED)
-@given(strategies.programs_with_arguments(), st.sampled_from([None, 1, 2]))
-def test_equals_plain_backward_passes(case: Any, chunk_size: int | None) -> None:
-    program, args = case
-    if not all(isinstance(arg, Tensor) for arg in args):
-        reject()
-    found = elementary(program, args, chunk_size)
-    for number in range(len(args)):
-        leaves = flatten(torchjac.jac(program, number, mode="reverse", chunk_size=1)(*args))[0]
-        for row, leaf in zip(found, leaves, strict=True):
-            torch.testing.assert_close(row[number], leaf, **CLOSE)
-
-
-@settings(suppress_health_check=FILTERED)
-@given(strategies.programs_with_arguments(smooth=True))
-def test_is_differentiable_as_often(case: Any) -> None:
-    program, args = case
-    if not all(isinstance(arg, Tensor) for arg in args):
-        reject()
-    points = [arg.clone().requires_grad_() for arg in args]
-    rows = elementary(program, points, None)
-    expected = torchjac.jac(program, tuple(range(len(args))), mode="reverse", chunk_size=1)(*points)
-    torch.manual_seed(0)
-    ours, theirs = [leaf for row in rows for leaf in row], flatten(expected)[0]
-    weights = [torch.randn_like(leaf) for leaf in ours]
-    gradients = []
-    for leaves in (ours, theirs):
-        total = sum(
-            ((leaf * w).sum() for leaf, w in zip(leaves, weights, strict=True)), points[0].sum()
-        )
-        found = torch.autograd.grad(total, points, allow_unused=True)
-        gradients.append([torch.zeros(()) if g is None else g for g in found])
-    for one, other, point in zip(*gradients, points, strict=True):
-        a, b = one.expand_as(point), other.expand_as(point)
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, equal_nan=True, check_dtype=False)
-
-
-# --- Which calls go backward twice -----------------------------------------------------------------
 
 
 def passes(transform: Callable[..., Any], func: Callable[..., Any], *args: Any, **how: Any) -> Any:
@@ -103,9 +37,6 @@ def of_samples(x: Tensor) -> Tensor:
     return torch.exp(x[:, :1] * T) + torch.sin(x[:, 1:2] * T) * x[:, 2:]
 
 
-BANDED = torch.ones(1000, 3).bool()
-
-
 @pytest.mark.parametrize(
     ("transform", "func", "args", "how"),
     [
@@ -113,14 +44,17 @@ BANDED = torch.ones(1000, 3).bool()
         (torchjac.jac, curve, (X,), {"check": "never"}),
         (torchjac.jac, curve, (X,), {"return_value": True}),
         (torchjac.batched_jac, of_samples, (X.expand(4, 3),), {"per_sample": False}),
+        (torchjac.jac, lambda x: torch.sin(x * T), (X[0],), {}),
     ],
 )
-def test_where_it_is_taken(transform: Any, func: Any, args: Any, how: dict[str, Any]) -> None:
-    assert passes(transform, func, *args, **how) == (1, 1)
+def test_all_columns_are_one_evaluation(
+    transform: Any, func: Any, args: Any, how: dict[str, Any]
+) -> None:
+    assert passes(transform, func, *args, **how) == (1, 0)
 
 
 class Exp(torch.autograd.Function):
-    """Of the name of one of PyTorch's, whose derivative ends at its second order."""
+    """It has a derivative of the first order, in reverse alone."""
 
     generate_vmap_rule = True
 
@@ -165,33 +99,6 @@ class Sine(torch.autograd.Function):
     def jvp(ctx: Any, tangent: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return tangent * x.cos()
-
-
-def convolved(x: Tensor) -> Tensor:
-    return torch.nn.functional.conv_transpose1d(x.view(1, 1, 3), T[None, None]).flatten()
-
-
-@pytest.mark.parametrize(
-    ("func", "how"),
-    [
-        (curve, {"mode": "forward"}),
-        (lambda x: T * x.sum(), {"argnums": 0, "chunk_size": 1}),
-        (lambda x: torch.cat([x] * 400).sin(), {}),
-        (lambda x: torch.special.i0(x[0] * T) * x[1:].sum(), {}),
-        (convolved, {}),
-    ],
-    ids=["forward mode", "no vmap", "many pieces", "not elementary", "convolution"],
-)
-def test_where_it_is_not_taken(func: Any, how: dict[str, Any]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        _, backwards = passes(torchjac.jac, func, X, **how)
-    assert backwards == 0
-    torch.testing.assert_close(torchjac.jac(func, **how)(X), reference(func)(X))
-
-
-def test_one_input_is_one_evaluation_with_a_tangent() -> None:
-    assert passes(torchjac.jac, lambda x: torch.sin(x * T), X[0]) == (1, 0)
 
 
 @pytest.mark.filterwarnings("ignore::torchjac.errors.TorchjacFallbackWarning")
@@ -317,48 +224,4 @@ def test_sparse_columns() -> None:
     derivative = torchjac.jac(func, sparsity=pattern)
     for _ in range(4):
         torch.testing.assert_close(derivative(X), reference(func)(X))
-    assert passes(torchjac.jac, func, X, sparsity=pattern) == (1, 1)
-
-
-# --- What goes wrong -------------------------------------------------------------------------------
-
-
-def test_errors_of_the_function_come_out() -> None:
-    raises: list[bool] = []
-
-    def func(x: Tensor) -> Tensor:
-        if raises:
-            raise ValueError("mine")
-        return curve(x)
-
-    counted = Counted(func)
-    derivative = torchjac.jac(counted)
-    for _ in range(3):
-        derivative(X)
-    raises.append(True)
-    counted.reset()
-    with pytest.raises(ValueError, match="mine"):
-        derivative(X)
-    assert counted.evaluations == 2
-    raises.clear()
-    counted.reset()
-    derivative(X)
-    assert (counted.evaluations, counted.passes) == (1, 1)  # it is not held against the way
-
-
-def test_memory_that_is_short_is_no_error() -> None:
-    short = [True]
-
-    def func(x: Tensor) -> Tensor:
-        y = curve(x)
-        if y.requires_grad:
-            y.register_hook(run_short)
-        return y
-
-    def run_short(cotangent: Tensor) -> None:
-        if short and torch._C._functorch.peek_interpreter_stack() is None:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    derivative = torchjac.jac(func, check="never")
-    for _ in range(3):
-        torch.testing.assert_close(derivative(X), torchjac.jac(curve, mode="forward")(X))
+    assert passes(torchjac.jac, func, X, sparsity=pattern) == (1, 0)

@@ -1,0 +1,282 @@
+"""Operands without a tangent are kept apart, and nothing else is different for it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+import torchjac
+from tests.sparse import DETECTS
+from torchjac.evaluation import engines, operands
+from torchjac.evaluation.duals import pushed
+from torchjac.evaluation.operands import Constants
+from torchjac.foundations.pytree import flatten
+from torchjac.testing import strategies
+
+DOUBLE = torch.float64
+SQUARE = torch.tensor([[2.0, -1.0, 0.5], [1.0, 3.0, -2.0], [0.25, 1.5, -4.0]], dtype=DOUBLE)
+VECTOR = SQUARE[0].clone()
+BATCH = SQUARE.expand(2, 3, 3).clone()
+ONE_VECTOR = {torch.dot, Tensor.dot, torch.outer, Tensor.outer, torch.linalg.cross}
+SHAPED: dict[Any, list[tuple[Tensor, ...]]] = {
+    torch.mv: [(SQUARE, VECTOR)],
+    Tensor.mv: [(SQUARE, VECTOR)],
+    torch.bmm: [(BATCH, BATCH)],
+    Tensor.bmm: [(BATCH, BATCH)],
+    F.linear: [(SQUARE, SQUARE, VECTOR), (BATCH, SQUARE), (VECTOR, SQUARE, VECTOR)],
+    torch.mm: [(SQUARE, SQUARE)],
+    Tensor.mm: [(SQUARE, SQUARE)],
+}
+ANY = [(SQUARE, VECTOR), (VECTOR, SQUARE), (SQUARE, SQUARE), (VECTOR, VECTOR), (BATCH, SQUARE)]
+
+
+def operand_lists(function: Any) -> list[tuple[Any, ...]]:
+    if function is torch.einsum:
+        return [("ij,jk->ik", SQUARE, SQUARE), ("i,ij,j->", VECTOR, SQUARE, VECTOR), ("ii", SQUARE)]
+    if function in ONE_VECTOR:
+        return [(VECTOR, VECTOR)]
+    return SHAPED.get(function, ANY)  # type: ignore[return-value]
+
+
+def dual(function: Callable[..., Any], x: Tensor, *, apart: bool) -> tuple[Tensor, Tensor, bool]:
+    """The value and its tangent, and whether there was a constant, at a mixed bag of tangents."""
+    tangent = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).reshape(x.shape)
+    constants = Constants()
+    (value,), (product,), _ = pushed(
+        lambda x: ((function(x),), ()), [x], [tangent], constants if apart else None
+    )
+    return value, product, constants.met
+
+
+def assert_same(function: Callable[..., Any], x: Tensor) -> bool:
+    value, product, met = dual(function, x.clone(), apart=True)
+    expected_value, expected, _ = dual(function, x.clone(), apart=False)
+    torch.testing.assert_close(value, expected_value, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
+    return met
+
+
+def name(function: Any) -> str:
+    return f"{getattr(function, '__objclass__', torch).__name__}.{function.__name__}"
+
+
+@pytest.mark.parametrize("number", [3, 0.3, 0, math.inf, -2])
+@pytest.mark.parametrize("function", operands._BY_NUMBERS, ids=name)
+def test_every_operation_with_a_number(function: Any, number: float) -> None:
+    for dtype in (DOUBLE, torch.float32):
+        assert assert_same(lambda x: function(x * x, number), SQUARE.to(dtype))
+
+
+@pytest.mark.parametrize("function", operands._BY_TENSORS, ids=name)
+def test_every_operation_with_constants(function: Any) -> None:
+    """Whichever operand is the dual number; and of several, what PyTorch does."""
+    rule = operands._BY_TENSORS[function]
+    for args in operand_lists(function):
+        for place, arg in enumerate(args):
+            if not isinstance(arg, Tensor):
+                continue
+
+            def of_one(x: Tensor, args: Any = args, place: int = place) -> Any:
+                return function(*args[:place], x.sin(), *args[place + 1 :])
+
+            met = assert_same(of_one, arg)
+            assert met is (place in rule.linear)
+
+        def of_all(x: Tensor, args: Any = args) -> Any:
+            return function(*[arg * x if isinstance(arg, Tensor) else arg for arg in args])
+
+        assert_same(of_all, torch.tensor(0.7, dtype=DOUBLE))
+
+
+WEIGHTS = torch.tensor([0.5, -1.0, 2.0])
+PLACES = torch.tensor([0, 2, 1])
+CASES: dict[str, Callable[[Tensor], Any]] = {
+    "broadcast": lambda x: x[:, None] + WEIGHTS.double() - x,
+    "wider dtype": lambda x: x * WEIGHTS.half() + PLACES,
+    "narrower dtype": lambda x: x.float() * SQUARE - SQUARE,
+    "number of dimension 0": lambda x: x * torch.tensor(2.0) - torch.tensor(1, dtype=torch.int64),
+    "made inside": lambda x: x * torch.arange(3) + torch.ones(3) * x,
+    "masks": lambda x: (x > 0) * x + (x > 1).double() * x,
+    "no tangent at all": lambda x: x.detach() * 2 + x.detach() * VECTOR + x,
+    "bool": lambda x: x * True + False,
+    "keywords": lambda x: (
+        torch.add(x, VECTOR, alpha=2) + torch.div(x, 3, rounding_mode="floor") * x
+    ),
+    "given memory": lambda x: torch.add(x.detach(), 1, out=torch.empty(3, dtype=DOUBLE)) * x,
+    "written into": lambda x: (x + 1).mul_(x).sub_(VECTOR).div_(2).add_(x),
+    "sum written into": lambda x: (x + VECTOR).mul_(x) * x,
+    "difference written into": lambda x: (VECTOR - x).mul_(x) * x,
+    "expanded": lambda x: x[0].expand(3) - VECTOR,
+    "view of a constant": lambda x: (SQUARE.T[1] @ x) * SQUARE.diagonal(),
+    "numbers on the left": lambda x: 2 - 3 * x + 1 / (2 + x) + 2**x,
+    "parameters": lambda x: torch.nn.Parameter(VECTOR.clone()) * x,
+    "not finite": lambda x: x * torch.tensor([math.inf, math.nan, 0.0]) + x / 0.0,
+    "a transform of its own": lambda x: torch.func.vmap(lambda y: y * WEIGHTS + 2 * y)(x),
+    "a derivative of its own": lambda x: torch.func.grad(lambda y: (y * VECTOR * 3).sum())(x) * x,
+    "forward mode of its own": lambda x: torch.func.jvp(lambda y: y * VECTOR * y, (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cases(name: str) -> None:
+    assert_same(CASES[name], VECTOR)
+
+
+@given(strategies.programs_with_arguments(smooth=True))
+def test_programs_are_the_same_bit_for_bit_in_their_values(case: Any) -> None:
+    program, args = case
+    if all(isinstance(arg, Tensor) for arg in args):
+        first = args[0]
+
+        def of_first(x: Tensor) -> Tensor:
+            leaves = flatten(program(x, *args[1:]))[0]
+            return torch.cat([leaf.reshape(-1).to(x.dtype) for leaf in leaves])
+
+        assert_same(of_first, first)
+
+
+@pytest.mark.parametrize("outer", [torch.func.jacrev, torch.func.jacfwd, torchjac.jac])
+def test_what_is_kept_apart_can_be_differentiated(outer: Any) -> None:
+    weight = SQUARE.clone().requires_grad_()
+
+    def func(x: Tensor) -> Tensor:
+        return F.linear(x * 2, weight, weight[0]).sin() * weight[1] / 3 - weight[2]
+
+    derivative = torchjac.jac(func, mode="forward")
+    second = torch.func.jacrev(torch.func.jacrev(func))(VECTOR)
+    torch.testing.assert_close(outer(derivative)(VECTOR), second)
+    torch.testing.assert_close(torch.func.vmap(derivative)(SQUARE)[0], derivative(VECTOR))
+    ours = torch.autograd.grad(derivative(VECTOR).square().sum(), weight)[0]
+    theirs = torch.autograd.grad(torch.func.jacrev(func)(VECTOR).square().sum(), weight)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+# --- What it is for --------------------------------------------------------------------------------
+
+
+def python_formulas(call: Callable[[], Any]) -> int:
+    """How many functions of PyTorch's formulas in Python are run."""
+    count = 0
+
+    def watch(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        del arg
+        if event == "call":
+            count += "/torch/_refs/" in frame.f_code.co_filename
+            count += "/torch/_prims" in frame.f_code.co_filename
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def brusselator(x: Tensor) -> Tensor:
+    u, v = x.reshape(2, -1)
+    flow = torch.roll(u, 1) - 2 * u + torch.roll(u, -1)
+    return torch.cat([1 + u * u * v - 4.4 * u + 50.0 * flow, 3.4 * u - u * u * v])
+
+
+def test_no_formula_in_python_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, scale = torch.linspace(-1, 1, 10), torch.tensor(2.0)
+    derivative = torchjac.jac(lambda x: brusselator(x) / scale, mode="forward")
+    derivative(x)
+    assert python_formulas(lambda: derivative(x)) == 0
+    monkeypatch.setattr(engines, "unwatched", lambda: False)
+    assert python_formulas(lambda: derivative(x)) > 0
+
+
+# --- Where it is done ------------------------------------------------------------------------------
+
+
+def test_not_where_somebody_looks_on() -> None:
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        got = torchjac.jac(lambda x: torch.mul(x, 2), mode="forward", check="never")(VECTOR)
+    assert torch.mul in seen
+    torch.testing.assert_close(got, 2 * torch.eye(3, dtype=DOUBLE))
+
+
+def test_not_for_a_function_without_constants() -> None:
+    for func, around in [(lambda x: x.sin() * x, []), (lambda x: x * 2, [Constants])]:
+        counted = Counted(func)
+        derivative = torchjac.jac(counted, mode="forward")
+        for _ in range(3):
+            counted.modes.clear()
+            derivative(VECTOR)
+        assert counted.modes == [around]
+
+
+class Counted:
+    """Notes the modes around each evaluation."""
+
+    def __init__(self, func: Callable[[Tensor], Tensor]) -> None:
+        self._func = func
+        self.modes: list[list[type]] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.modes.append([type(mode) for mode in _get_current_function_mode_stack()])
+        return self._func(x)
+
+
+def test_with_a_default_device() -> None:
+    with torch.device("cpu"):
+        got = torchjac.jac(lambda x: 2 * x * torch.ones(3), mode="forward")(VECTOR)
+    torch.testing.assert_close(got, 2 * torch.eye(3, dtype=DOUBLE))
+
+
+# --- Arguments that are written into ---------------------------------------------------------------
+
+
+def in_place(x: Tensor) -> Tensor:
+    x.mul_(3)
+    x[0] = x[1] * 2
+    return x + 1
+
+
+@pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")
+@pytest.mark.parametrize(
+    "func",
+    [in_place, lambda x: x.mul_(3), lambda x: x.copy_(x.flip(0) * 2), lambda x: x.zero_() + 1],
+)
+def test_neither_arguments_nor_seeds_are_harmed(func: Any) -> None:
+    """Colours are lent to the passes, call after call."""
+    x = torch.linspace(1, 2, 6, dtype=DOUBLE)
+    expected = torch.func.jacrev(lambda x: func(x.clone()))(x)
+    pattern = torch.eye(6).bool() | torch.eye(6).bool().flip(0)
+    pattern[0, 1] = True
+    for mode in ("forward", "reverse", "auto"):
+        derivative = torchjac.jac(func, sparsity=pattern, mode=mode, layout=torch.strided)
+        for _ in range(4):
+            torch.testing.assert_close(derivative(x), expected)
+    torch.testing.assert_close(x, torch.linspace(1, 2, 6, dtype=DOUBLE))
+
+
+@given(st.integers(1, 4), st.booleans())
+def test_products_of_functions_that_write_into_their_argument(count: int, plain: bool) -> None:
+    matrix = torch.randn(4, count, dtype=DOUBLE)
+    before = matrix.clone()
+    op = torchjac.jac_operator(lambda x: x.mul_(2).add_(1))(torch.ones(4, dtype=DOUBLE))
+    got = op @ (matrix[:, 0] if plain else matrix)
+    torch.testing.assert_close(got, 2 * (before[:, 0] if plain else before))
+    assert torch.equal(matrix, before)
