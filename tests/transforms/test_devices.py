@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import torchjac
 from tests.cases import CASES, Case
@@ -85,6 +86,16 @@ def banded(x: Tensor) -> Tensor:
     return torch.diff(x) ** 2 * x[1:]
 
 
+IN_CHUNKS: dict[str, Any] = {
+    "reverse": torchjac.jac(function, mode="reverse", chunk_size=3),
+    "forward": torchjac.jac(function, mode="forward", chunk_size=3),
+    "one by one": torchjac.jac(function, mode="reverse", chunk_size=1),
+    "one by one, forward": torchjac.jac(function, mode="forward", chunk_size=1),
+    "hessian": torchjac.hessian(scalar, chunk_size=3),
+    "hessian, forward": torchjac.hessian(scalar, mode="forward-over-reverse", chunk_size=3),
+    "jac_diag": torchjac.jac_diag(torch.sin, chunk_size=3),
+}
+
 SPARSE = {"sparse jac", "sparse hessian", "csr"}
 CALLS: dict[str, Any] = {
     "jac, reverse": lambda x: torchjac.jac(function, mode="reverse", chunk_size=3)(x),
@@ -118,16 +129,59 @@ def test_a_call_stays_where_its_arguments_are(device: str, name: str) -> None:
 
 
 @every_device
+@pytest.mark.parametrize("chunk_size", [8, None])
 @pytest.mark.parametrize("mode", ["forward", "reverse"])
-def test_no_pass_waits_for_the_device(device: str, mode: str) -> None:
+def test_no_pass_waits_for_the_device(device: str, mode: str, chunk_size: Any) -> None:
     """What a first call finds out may wait; then chunk after chunk is handed over."""
+    if mode == "forward" and chunk_size:
+        pytest.skip("what is evaluated in every chunk is compared, once for all chunks")
     x = torch.linspace(-1, 1, 64, device=device)
-    transform = torchjac.jac(function, mode=mode, chunk_size=8)
+    transform = torchjac.jac(function, mode=mode, chunk_size=chunk_size)
     with torch.no_grad():
         transform(x)
         with without_waiting(device):
             got = transform(x)
     torch.testing.assert_close(got, torch.func.jacrev(function)(x))
+
+
+class Reads(TorchFunctionMode):
+    """Counts what brings a number to the host, where a GPU would be waited for."""
+
+    OF_VALUES = frozenset(
+        {
+            *(torch.allclose, torch.equal, torch.nonzero, torch.masked_select, torch.unique),
+            *(getattr(Tensor, name) for name in ("__bool__", "__int__", "__float__", "__index__")),
+            *(
+                getattr(Tensor, name)
+                for name in ("item", "tolist", "numpy", "cpu", "allclose", "equal")
+            ),
+            *(getattr(Tensor, name) for name in ("nonzero", "masked_select", "unique")),
+        }
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in self.OF_VALUES
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", IN_CHUNKS)
+def test_no_chunk_reads_a_number(name: str) -> None:
+    """However many chunks there are, a later call reads as often; and where one can be, never."""
+    counts = []
+    for size in (8, 32):
+        x = torch.linspace(-1, 1, size, dtype=torch.float64)
+        call = IN_CHUNKS[name]
+        for _ in range(3):
+            call(x)
+        with torch.no_grad(), Reads() as reads:
+            call(x)
+        counts.append(reads.count)
+    most = 1 if "forward" in name or name == "jac_diag" else 0
+    assert counts[0] == counts[1] <= most
 
 
 @pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")

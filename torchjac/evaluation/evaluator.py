@@ -20,7 +20,8 @@ from torchjac.evaluation.batching import vectorised_eagerly
 from torchjac.evaluation.deferred import deferred
 from torchjac.evaluation.engines import Engine, Graph
 from torchjac.evaluation.progress import metered
-from torchjac.evaluation.surroundings import Draw, compiling, has_values, is_out_of_memory
+from torchjac.evaluation.repetitions import Repetitions
+from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "columns_at_once",
     "places_in",
     "products_at_once",
-    "refuse_other_values",
     "rows_at_once",
     "run",
     "write",
@@ -149,9 +149,8 @@ def _gather(
     """The passes, chunk by chunk."""
     total, counts = seeds.total, seeds.counts
     rows: list[list[_Rows]] = []
-    first_values: Sequence[Tensor] = ()
     evaluates = engine.evaluates_anew and total > 1 and not compiling()
-    draw = Draw(engine.primals) if evaluates else None
+    draw, seen = Draw(engine.primals) if evaluates else None, Repetitions()
     start = 0
     with metered(shown, total) as meter:
         while start < total:
@@ -172,9 +171,8 @@ def _gather(
             meter.update(stop - start)
             if stop - start == total and len(counts) == 1 and places is None:
                 return [_blocks(engine, products, total)]
-            if draw is not None and start:
-                refuse_other_values(engine.values, first_values)
-            first_values = first_values or (engine.values if draw is not None else ())
+            if draw is not None:
+                seen.see(engine.values)
             # A forward engine knows its outputs only now.
             rows = rows or _empty_rows(engine, seeds, places)
             for leaf, _, at, length in seeds.sections(start, stop):
@@ -183,6 +181,7 @@ def _gather(
             start = stop
             if draw is not None and start < total:
                 draw.again()
+    seen.refuse_others()
     rows = rows or _empty_rows(engine, seeds, places)
     return [[gathered.whole() for gathered in row] for row in rows]
 
@@ -191,19 +190,6 @@ def write(memory: Tensor, numbers: Tensor) -> None:
     """Copy numbers into memory; what was made in inference mode can be written in that mode alone."""
     with torch.inference_mode(memory.is_inference()):
         memory.copy_(numbers)
-
-
-def refuse_other_values(values: Sequence[Tensor], first: Sequence[Tensor]) -> None:
-    """Refuse to mix products of a function that draws from a generator which cannot be set back."""
-    if not has_values(values):
-        return
-    for value, known in zip(values, first, strict=True):
-        a, b = value.detach().double(), known.detach().double()
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True):
-            raise RuntimeError(
-                "func gave other values when it was evaluated again, so that the products do not "
-                "belong together (a random generator of its own, or another thread that draws)"
-            )
 
 
 def _other_side(engine: Engine) -> Sequence[Tensor]:

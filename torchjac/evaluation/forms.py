@@ -18,10 +18,10 @@ from torch import Tensor
 
 from torchjac.evaluation.batching import vectorised
 from torchjac.evaluation.engines import Direction, Engine, linearize
-from torchjac.evaluation.evaluator import refuse_other_values
 from torchjac.evaluation.functions import Jacobian
 from torchjac.evaluation.programs.forward_laplacian import ForwardLaplacian
 from torchjac.evaluation.progress import metered
+from torchjac.evaluation.repetitions import Repetitions
 from torchjac.evaluation.surroundings import Draw, compiling, is_out_of_memory
 from torchjac.foundations.seeds import Chunk, Seeds
 
@@ -212,7 +212,7 @@ def contracted(
     anew = form.evaluates_anew and size < total and not compiling()
     draw = Draw(form.tensors) if anew else None
     found: list[list[Tensor]] = []
-    values: Sequence[Tensor] = ()
+    seen = Repetitions()
     with metered(shown, total) as meter:
         while start < total:
             stop = min(start + size, total)
@@ -227,14 +227,14 @@ def contracted(
                 continue
             meter.update(stop - start)
             if draw is not None and form.engine is not None:
-                refuse_other_values(form.engine.values, values) if values else None
-                values = values or form.engine.values
+                seen.see(form.engine.values)
             if found and not each:
                 parts = [one + other for one, other in zip(found.pop(), parts, strict=True)]
             found.append(parts)
             start = stop
             if draw is not None and start < total:
                 draw.again()
+    seen.refuse_others()
     return [torch.cat(pieces) if each else pieces[0] for pieces in zip(*found, strict=True)]
 
 

@@ -15,7 +15,8 @@ from torchjac.evaluation.engines import (
     Push,
     linearize,
 )
-from torchjac.evaluation.evaluator import Places, assemble, places_in, refuse_other_values, run
+from torchjac.evaluation.evaluator import Places, assemble, places_in, run
+from torchjac.evaluation.repetitions import Repetitions
 from torchjac.evaluation.surroundings import (
     Draw,
     exclusively,
@@ -93,7 +94,7 @@ def _compressed(
     """Run the seeds of the colours through one engine, or both, and read the entries off."""
     products: dict[Direction, list[Tensor]] = {}
     passes, draw = 0, Draw(problem.primals) if way.both else None
-    first: Sequence[Tensor] = ()
+    seen = Repetitions()
     for direction in compression.directions(way):
         if products and draw is not None:
             draw.again()
@@ -102,9 +103,8 @@ def _compressed(
             engine = _engine(problem, function, direction, record)
             (products[direction],), more = _multiplied(problem, way, engine, record)
             passes += more
-        if first:
-            refuse_other_values(engine.values, first)
-        first = engine.values
+        seen.see(engine.values)
+    seen.refuse_others()
     blocks = compression.blocks(way, products, engine.values, problem.primals)
     return _answer(problem, way, function, engine, blocks, passes)
 

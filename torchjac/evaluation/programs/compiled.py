@@ -5,7 +5,8 @@ A traced derivative needs neither, for its caller knows what it is called with. 
 
 - a graph of small tensors becomes one C++ function of scalars, see `straight_line`;
 - any other goes to TorchInductor by itself, its small matrix products as multiplications and sums, which
-  Inductor fuses with what is around them; and what is called is the function that Inductor wrote.
+  Inductor fuses with what is around them; and what is called is the function that Inductor wrote, on a GPU
+  as one launch if it is small, see `replayed`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchjac.errors import UnsupportedError
+from torchjac.evaluation.programs.replayed import replayed
 from torchjac.evaluation.programs.small_products import with_small_products
 from torchjac.evaluation.programs.straight_line import ScalarCode, UnfitError, straight_line
-from torchjac.evaluation.programs.tracing import captured_tensors
-from torchjac.evaluation.surroundings import exclusively, without_modes, without_transforms
+from torchjac.evaluation.programs.tracing import captured_tensors, draws_random_numbers
+from torchjac.evaluation.surroundings import (
+    exclusively,
+    has_values,
+    without_modes,
+    without_transforms,
+)
 
 __all__ = ["compile_graph"]
 
@@ -36,8 +43,9 @@ _CONFIG: dict[str, Any] = {
     "alignment_asserts": False,
     # Draw the random numbers that eager code draws.
     "fallback_random": True,
-    # Captured tensors may change, and results are the caller's to keep.
+    # Captured tensors may change.
     "freezing": False,
+    # Theirs hand out memory that the next call writes into.
     "triton.cudagraphs": False,
     # Half the overhead of a call into C++ where there is little else to call, at twice the wait.
     "cpp_wrapper": False,
@@ -71,7 +79,10 @@ def compile_graph(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
         )
     try:
         with exclusively(), without_transforms(), without_modes(), torch.no_grad(), _calmly():
-            return _compile(graph, [*tensors, *captured_tensors(graph).values()])
+            given = [*tensors, *captured_tensors(graph).values()]
+            run = _compile(graph, given)
+            can_replay = has_values(given) and not draws_random_numbers(graph)
+            return replayed(run, given) if can_replay else run
     except Exception as error:
         raise UnsupportedError(_reason(error)) from error
 
