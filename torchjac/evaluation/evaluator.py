@@ -255,7 +255,11 @@ def columns_at_once(engine: Engine, seeds: Seeds) -> list[list[Tensor]]:
 def products_at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:
     """The products ``(k, *leaf)`` with every leaf on the other side, by one pass that takes all seeds."""
     total = seeds.total
-    return _blocks(engine, _pass(engine, seeds.chunk(0, total), total, last=False), total)
+    products = _pass(engine, seeds.chunk(0, total), total, last=False)
+    for product in products:
+        if product is None:
+            return _blocks(engine, products, total)
+    return products  # type: ignore[return-value]
 
 
 def rows_at_once(engine: Engine, seeds: Seeds) -> list[Tensor]:

@@ -35,6 +35,7 @@ __all__ = [
     "is_fake",
     "is_out_of_memory",
     "is_traced",
+    "lock",
     "nothing_around",
     "out_of_inference",
     "unwatched",
@@ -173,15 +174,14 @@ def has_values(tensors: Sequence[Tensor]) -> bool:
 
 # PyTorch's forward-mode levels and `functional_call` are global to the process: two threads inside
 # either one corrupt each other. The lock is reentrant, since transforms nest.
-_exclusive = threading.RLock()
-
+lock = threading.RLock()
 
 _unguarded = contextlib.nullcontext()
 
 
 def exclusively(needed: bool = True) -> contextlib.AbstractContextManager[object]:
     """The lock for forward mode and for modules; passed by under a compiler, which cannot trace it."""
-    return _exclusive if needed and not compiling() else _unguarded
+    return lock if needed and not compiling() else _unguarded
 
 
 def is_out_of_memory(error: BaseException) -> bool:

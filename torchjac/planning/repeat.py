@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchjac.evaluation.engines import Engine, Push, record
 from torchjac.evaluation.evaluator import columns_at_once, products_at_once, rows_at_once
-from torchjac.evaluation.surroundings import Draw, exclusively, is_eager, is_out_of_memory
+from torchjac.evaluation.surroundings import Draw, is_eager, is_out_of_memory, lock
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.compressed import Compression
@@ -99,7 +99,7 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
     draw = Draw(call.primals)
     leaves: Sequence[Sequence[Tensor | SparseBlock]]
     try:
-        with exclusively():
+        with lock:
             push = Push(call, call.primals, constants=known.meets_constants)
             if known.compression is None:
                 leaves = columns_at_once(push, seeds)

@@ -42,6 +42,8 @@ class BlockIndex:
         device: torch.device,
     ) -> None:
         self.output, self.primal = output, primal
+        self.shape = output + primal
+        """The shape of the leaf, ``(*out, *in)``."""
         self._rows, self._cols, self._device = rows, cols, device
 
     def prepare(self, layout: torch.layout) -> None:
@@ -57,11 +59,6 @@ class BlockIndex:
         # From NumPy, so that the tensor belongs to no transform of torch.func that may be active; and
         # copied, because only memory of PyTorch's own can be lent.
         return lendable(torch.from_numpy(np.ascontiguousarray(indices)).clone().to(self._device))
-
-    @property
-    def shape(self) -> torch.Size:
-        """The shape of the leaf, ``(*out, *in)``."""
-        return self.output + self.primal
 
     @functools.cached_property
     def rows(self) -> Tensor:

@@ -21,6 +21,8 @@ __all__ = ["Recovery"]
 
 _MANY = 2**20  # entries; measured
 
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 class Recovery:
     """How the blocks of one joint pattern are read off the products with the seeds of a colouring.
@@ -88,28 +90,27 @@ class Recovery:
             by_rows: for every input leaf ``(k, *in)``; nothing where no row has a colour.
         """
         # (k, *leaf) -> (k, leaf.numel), the leaves side by side -> (k * total,), columns before rows
-        sides = [_side_by_side(products) for products in (by_columns, by_rows) if products]
-        device = self._places.device
-        flat = sides[0] if len(sides) == 1 else torch.cat([side.to(device) for side in sides])
-        # An expanded product is written out: what is handed out has an element for every entry.
-        whole = flat.contiguous() if self._is_all else flat.index_select(0, self._places_for(flat))
+        flat = _side_by_side(by_columns or by_rows)
+        if by_columns and by_rows:
+            device = self._places.device
+            flat = torch.cat([flat.to(device), _side_by_side(by_rows).to(device)])
+        if self._is_all:
+            # An expanded product is written out: what is handed out has an element for every entry.
+            whole = flat.contiguous()
+        else:
+            # Wide where a transform is around, whose rule takes no others in torch 2.4 and before.
+            whole = flat.index_select(0, self._places.long() if _is_wrapped(flat) else self._places)
         if self._corrections is not None:
             entry, place, sign = self._corrections
             whole = whole.index_add(0, entry, flat.index_select(0, place) * sign)
-        entries = whole.split(self._sizes) if len(self._sizes) > 1 else (whole,)
-        width = len(self.primals.counts)
-        found = [
-            SparseBlock(index, values.to(dtype=kind[1], device=kind[2]))
-            for index, values, kind in zip(
-                self._indices, entries, self.primals.kinds * len(self.outputs.counts), strict=True
-            )
-        ]
-        return [found[at : at + width] for at in range(0, len(found), width)]
-
-    def _places_for(self, flat: Tensor) -> Tensor:
-        """Wide where a transform is around, whose rule takes no others in torch 2.4 and before."""
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(flat)
-        return self._places.long() if wrapped else self._places
+        entries = iter(whole.split(self._sizes) if len(self._sizes) > 1 else (whole,))
+        indices, rows = iter(self._indices), []
+        for _ in self.outputs.counts:
+            row = []
+            for _, dtype, device in self.primals.kinds:
+                row.append(SparseBlock(next(indices), next(entries).to(device, dtype)))
+            rows.append(row)
+        return rows
 
 
 def _corrections(
