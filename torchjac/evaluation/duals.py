@@ -84,7 +84,12 @@ class _Level:
         level: int = _functorch._jvp_increment_nesting()
         _transforms.JVP_NESTING += 1
         if _transforms.JVP_NESTING == 1:
-            _forward._current_level = torch._C._enter_dual_level()
+            try:
+                _forward._current_level = torch._C._enter_dual_level()
+            except RuntimeError:  # within a level of the user's
+                _transforms.JVP_NESTING -= 1
+                _functorch._jvp_decrement_nesting()
+                raise
         self._enabled = torch._C._is_fwd_grad_enabled()
         torch._C._set_fwd_grad_enabled(True)
         return level

@@ -223,9 +223,9 @@ class Push(Engine):
             self._on_copies = getattr(function, "on_copies", None)
 
     @property
-    def may_meet_constants(self) -> bool:
-        """Whether the function may have operands without a tangent, for all that the passes have shown."""
-        return self._constants is None or self._constants.met
+    def keeps_constants(self) -> bool:
+        """Whether to keep operands without a tangent apart, for all that the passes have shown."""
+        return self._constants is None or self._constants.are_worth_it
 
     def multiply(self, seeds: Chunk, *, last: bool) -> list[Tensor | None]:
         del last

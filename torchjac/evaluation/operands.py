@@ -67,7 +67,7 @@ def _sum(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
     # Memory of its own, for the value may be written into, and its tangent with it.
-    return tangent.expand(value.shape).to(value.dtype, copy=True)
+    return tangent.expand_as(value).to(value.dtype, copy=True)
 
 
 def _difference(
@@ -75,7 +75,7 @@ def _difference(
 ) -> Tensor:
     if at == 0:
         return _sum(function, tangent, at, args, value)
-    return tangent.expand(value.shape).neg().to(value.dtype)
+    return tangent.expand_as(value).neg().to(value.dtype)
 
 
 def _affine(
@@ -86,9 +86,25 @@ def _affine(
     return found
 
 
+def _less(x: Tensor, number: float) -> Tensor:
+    if not _can_have_tangent(x):
+        return x - number
+    # aten::sub.Scalar hands on the tangent itself. What is added is a number of the other sign, of zeros too.
+    found: Tensor = _aten.add.Scalar(x, -number if number else -float(number))
+    return found
+
+
 def _divided_by(x: Tensor, number: float) -> Tensor:
     found: Tensor = _aten.mul.Scalar(x.reciprocal(), number)
     return found
+
+
+def _multiply(x: Tensor, number: float) -> Tensor:
+    # Of half precision aten::mul_.Scalar rounds the number first.
+    if x.dtype in (torch.float32, torch.float64):
+        found: Tensor = _aten.mul_.Scalar(x, number)
+        return found
+    return x.mul_(number)
 
 
 def _methods(*names: str) -> list[Function]:
@@ -114,13 +130,13 @@ _BILINEAR = [
 
 _BY_NUMBERS: dict[Function, Function] = _table(
     (_aten.add.Scalar, _SUMS),
-    (_aten.sub.Scalar, _DIFFERENCES),
+    (_less, _DIFFERENCES),
     (_aten.mul.Scalar, _PRODUCTS),
     (_aten.div.Scalar, _QUOTIENTS),
     (_divided_by, _methods("__rdiv__", "__rtruediv__")),
     (_aten.add_.Scalar, _methods("add_", "__iadd__")),
     (_aten.sub_.Scalar, _methods("sub_", "__isub__")),
-    (_aten.mul_.Scalar, _methods("mul_", "__imul__")),
+    (_multiply, _methods("mul_", "__imul__")),
     (_aten.div_.Scalar, _methods("div_", "__idiv__", "__itruediv__")),
 )
 """What an operation of a tensor and a number is, as one of the tensor alone."""
@@ -138,33 +154,46 @@ _BY_TENSORS: dict[Function, _Rule] = _table(
 """What an operation of tensors is to a tangent of one of them."""
 
 
+# Operations that are looked at in the time that one operand without a tangent takes.
+_WORTH = 32
+
+
+def _can_have_tangent(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 class Constants(TorchFunctionMode):
     """Lets operations of dual numbers and constants be those of the dual numbers alone.
 
     See NOTE [Operands without a tangent].
     """
 
-    _level = -1
+    _level, _grad_mode = -1, False
 
     def __init__(self) -> None:
         super().__init__()
-        self.met = False
-        """Whether there was any constant; where there is none, looking for them takes time."""
+        self._seen = self._kept_apart = 0
+
+    @property
+    def are_worth_it(self) -> bool:
+        """Whether enough operations had a constant: looking at one that has none takes time."""
+        return self._kept_apart * _WORTH >= max(self._seen, 1)
 
     def of(self, level: int) -> Constants:
         """The same for the dual numbers of a level of `torch.func.jvp`."""
-        self._level = level
+        self._level, self._grad_mode = level, torch.is_grad_enabled()
         return self
 
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        self._seen += 1
         if kwargs:
             return func(*args, **kwargs)
         if func in _BY_NUMBERS and len(args) == 2:
             first, second = args
             if type(second) in (int, float) and type(first) in _PLAIN:
-                self.met = True
+                self._kept_apart += 1
                 return _BY_NUMBERS[func](first, second)
         rule = _BY_TENSORS.get(func)
         if rule is not None and _current_level() == self._level:
@@ -175,13 +204,17 @@ class Constants(TorchFunctionMode):
 
     def _only_dual(self, args: Sequence[Any], operands: slice) -> int:
         """The place of the one operand that can have a tangent; -1 if there is none, or several."""
-        found = -1
-        for place, arg in enumerate(args[operands], operands.start or 0):
+        found, considered = -1, args[operands]
+        if len(considered) < 2 or torch.is_grad_enabled() is not self._grad_mode:
+            # There is no constant; or the function has another mode for this, and a dual number that is made
+            # here is a view, which cannot be written into in the other one.
+            return -1
+        for place, arg in enumerate(considered, operands.start or 0):
             if type(arg) not in _PLAIN:
                 if arg is not None:
                     return -1
             # What the function makes is of its level too. Whether that has a tangent is dear to ask.
-            elif _functorch.maybe_get_level(arg) == self._level and arg.is_floating_point():
+            elif _functorch.maybe_get_level(arg) == self._level and _can_have_tangent(arg):
                 if found >= 0:
                     return -1
                 found = place
@@ -191,6 +224,6 @@ class Constants(TorchFunctionMode):
         primal, tangent = _forward._unpack_dual(args[at], level=0)
         if tangent is None:
             return func(*args)
-        self.met = True
+        self._kept_apart += 1
         value = func(*args[:at], primal, *args[at + 1 :])
         return _forward._make_dual(value, rule.pushed(func, tangent, at, args, value), level=0)

