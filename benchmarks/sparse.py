@@ -220,7 +220,7 @@ def row(line: Line) -> list[str]:
 
     def to(phase: str, peer: str) -> str:
         ratio = line.ratio(phase, peer)
-        return "" if ratio is None else f"{ratio:.2g}"
+        return "" if ratio is None else f"{ratio:.3g}"
 
     once = [line.phases["detection"], line.phases["colouring"]]
     both = ""

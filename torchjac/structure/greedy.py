@@ -27,6 +27,7 @@ __all__ = ["color_columns", "fewest_columns", "first_fit"]
 # entries, and as much again to look for needless colours.
 _ORDERS = 1_000_000
 _SATURATION = 500_000
+_SAMPLE = 1_000  # rows
 
 
 def fewest_columns(pattern: SparsityPattern) -> int:
@@ -89,12 +90,16 @@ def _cyclic(pattern: SparsityPattern, fewest: int, below: int) -> Indices | None
     Optimal for a band (Curtis, Powell & Reid), good for the stencil of a grid, and made of a few passes
     over arrays.
     """
-    (m, n), rows, cols = pattern.shape, pattern.csr, pattern.csr[1]
-    of_entry = np.repeat(np.arange(m), np.diff(rows[0]))
+    (m, n), (starts, cols) = pattern.shape, pattern.csr
+    of_entry = np.repeat(np.arange(m), np.diff(starts))
+    few = starts[min(m, _SAMPLE)]  # most numbers will not do for the first rows either
     for number in range(fewest, min(below, fewest + 3) + 1):
         if m * number > 4 * pattern.nnz + 1000:
             break  # rows without entries
-        if np.bincount(of_entry * number + cols % number, minlength=1).max() <= 1:
+        if all(
+            np.bincount(of_entry[:end] * number + cols[:end] % number, minlength=1).max() <= 1
+            for end in (few, pattern.nnz)
+        ):
             colors = np.arange(n) % number
             return np.where(np.diff(pattern.csc[0]) > 0, colors, -1)
     return None
