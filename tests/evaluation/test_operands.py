@@ -81,7 +81,7 @@ def test_every_operation_with_a_number(function: Any, number: float) -> None:
         return torch.cat([made.clone(), made.mul_(x), y.mul_(x)])
 
     for dtype in (DOUBLE, torch.float32, torch.half, torch.bfloat16):
-        if dtype.itemsize < 4 and abs(number) == 1e5:
+        if torch.finfo(dtype).bits < 32 and abs(number) == 1e5:
             continue  # its tangents are infinite in PyTorch's rules too
         assert assert_same(of_one, SQUARE.to(dtype))
 
