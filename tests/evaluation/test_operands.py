@@ -229,7 +229,7 @@ def test_what_fails_is_done_as_pytorch_does_it(func: Any) -> None:
         torch.testing.assert_close(derivative(VECTOR), expected)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*jit.trace", "ignore::torch.jit.TracerWarning")
 def test_a_forward_jacobian_can_be_traced() -> None:
     derivative = torchjac.jac(lambda x: x + VECTOR - 2 * x, mode="forward", check="never")
     traced = torch.jit.trace(derivative, (VECTOR,), check_trace=False)
