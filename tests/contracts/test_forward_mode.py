@@ -117,3 +117,27 @@ def test_functional_call_swaps_parameters_for_all_threads():
     swapped = torch.zeros(2, 2)
     torch.func.functional_call(Spied(2, 2), {"weight": swapped}, (torch.ones(2),))
     assert seen == [swapped]
+
+
+# What torchjac/evaluation/operands.py knows of the overloads for numbers.
+
+
+def tangent_of(make):
+    x, t = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, t)
+        return forward_ad.unpack_dual(dual).tangent, forward_ad.unpack_dual(make(dual)).tangent
+
+
+def test_a_difference_with_a_number_hands_on_the_tangent_itself_and_a_sum_does_not():
+    own, of_difference = tangent_of(lambda x: torch.ops.aten.sub.Scalar(x, 1))
+    assert of_difference.data_ptr() == own.data_ptr()
+    own, of_sum = tangent_of(lambda x: torch.ops.aten.add.Scalar(x, 1))
+    assert of_sum.data_ptr() != own.data_ptr()
+
+
+@pytest.mark.skipif(not hasattr(torch, "compiler"), reason="before torch 2.1 both overloads do")
+def test_a_product_in_place_rounds_the_number_first_where_precision_is_half():
+    x = torch.tensor([1e-4], dtype=torch.half)
+    assert torch.isinf(torch.ops.aten.mul_.Scalar(x.clone(), 1e5)).all()
+    assert torch.isfinite(x.clone().mul_(1e5)).all()
