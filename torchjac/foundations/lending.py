@@ -23,12 +23,14 @@ _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 def are_lent(tensors: Iterable[Tensor]) -> bool:
     """Whether all of them are such copies, so that whoever writes into one has it to himself.
 
-    Not those of which one element stands for many, nor what belongs to a transform.
+    Not those of which one element stands for many, nor what belongs to a transform or is of another class.
     """
     if _is_lent is None:
         return False
     for tensor in tensors:
-        if _is_wrapped(tensor) or not _is_lent(tensor) or 0 in tensor.stride():
+        if type(tensor) is not Tensor or _is_wrapped(tensor):
+            return False
+        if not _is_lent(tensor) or 0 in tensor.stride():
             return False
     return True
 
