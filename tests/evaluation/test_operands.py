@@ -119,9 +119,9 @@ PLACES = torch.tensor([0, 2, 1])
 LEARNED = VECTOR.clone().requires_grad_()
 
 
-def written_into(x: Tensor, operation: Callable[[Tensor], Tensor], *others: Tensor) -> Tensor:
+def written_into(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """What is made of ``x``, which is then written into."""
-    made = operation(x) if not others else others[0]
+    made = operation(x)
     x.mul_(3)
     return made
 
@@ -150,7 +150,7 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
     "operand written into, difference": lambda x: written_into(x.sin(), lambda y: y - 1),
     "operand written into, sum": lambda x: written_into(x.sin(), lambda y: y + 1),
     "operand written into, tensors": lambda x: written_into(x.sin(), lambda y: VECTOR - y),
-    "result written into": lambda x: written_into(x - 1.0, lambda y: y, x * 1),
+    "result written into": lambda x: (x - 1.0).mul_(3) + x * 1,
     "zeros of both signs": lambda x: (
         1 / (-1 * (x - x) - 0) + 1 / (-1 * (x - x) - 0.0) + (x - x - -0.0)
     ),
