@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -36,7 +36,35 @@ SHAPED: dict[Any, list[tuple[Tensor, ...]]] = {
     F.linear: [(SQUARE, SQUARE, VECTOR), (BATCH, SQUARE), (VECTOR, SQUARE, VECTOR)],
     torch.mm: [(SQUARE, SQUARE)],
     Tensor.mm: [(SQUARE, SQUARE)],
+    F.conv1d: [(BATCH, BATCH, VECTOR[:2], 2, 1), (SQUARE, BATCH, None)],
+    F.conv2d: [
+        (BATCH[:, None], BATCH[:, None], VECTOR[:2]),
+        (BATCH, BATCH.mT[:, :2, None], None, 1, "same"),
+    ],
+    F.conv3d: [(BATCH[None, None], BATCH[None, None], None, 1, 1, 2)],
+    F.conv_transpose1d: [(SQUARE[None], SQUARE[..., None], VECTOR, 2, 0, 1)],
+    F.conv_transpose2d: [(BATCH[:, None], BATCH[None], VECTOR[:2])],
+    F.conv_transpose3d: [(BATCH[None, None], BATCH[None, None], None)],
+    F.layer_norm: [
+        (BATCH, [3], VECTOR, -VECTOR),
+        (BATCH, [3, 3], SQUARE, None, 0.5),
+        (BATCH, [3], None, VECTOR),
+        (BATCH, [3]),
+    ],
+    F.group_norm: [
+        (BATCH, 1, VECTOR, -VECTOR),
+        (BATCH[..., None], 3, VECTOR, VECTOR, 0.5),
+    ],
+    F.batch_norm: [
+        (BATCH, VECTOR.sin(), VECTOR.exp(), VECTOR, -VECTOR, False, 0.1, 0.5),
+        (BATCH[..., None], VECTOR.sin(), VECTOR.exp(), VECTOR, None),
+        (SQUARE, VECTOR.sin(), VECTOR.exp()),
+        (SQUARE, VECTOR.sin(), VECTOR.exp(), VECTOR, None, True),
+        (BATCH, None, None, VECTOR, VECTOR, True, 0.1, 0.5),
+    ],
+    getattr(F, "rms_norm", None): [(BATCH, [3], VECTOR), (BATCH, [3, 3], SQUARE, 0.5)],
 }
+STATISTICS = {F.batch_norm: (1, 2)}  # arguments without a derivative
 ANY = [(SQUARE, VECTOR), (VECTOR, SQUARE), (SQUARE, SQUARE), (VECTOR, VECTOR), (BATCH, SQUARE)]
 
 
@@ -93,25 +121,50 @@ def test_integers_and_numbers() -> None:
         assert_same(lambda x, function=function: function(integers, -1) * x, VECTOR)
 
 
-@pytest.mark.parametrize("function", operands._BY_TENSORS, ids=name)
-def test_every_operation_with_constants(function: Any) -> None:
-    """Whichever operand is the dual number; and of several, what PyTorch does."""
-    rule = operands._BY_TENSORS[function]
+def of_each(function: Any) -> Iterator[tuple[Callable[[Tensor], Any], Tensor, bool]]:
+    """The operation as a function of each operand, that operand, and whether constants are kept apart."""
+    rule, statistics = operands._BY_TENSORS[function], STATISTICS.get(function, ())
     for args in operand_lists(function):
         for place, arg in enumerate(args):
-            if not isinstance(arg, Tensor):
+            if not isinstance(arg, Tensor) or place in statistics:
                 continue
 
             def of_one(x: Tensor, args: Any = args, place: int = place) -> Any:
                 return function(*args[:place], x.sin(), *args[place + 1 :])
 
-            met = assert_same(of_one, arg)
-            assert met is (place in rule.linear and len(args[rule.operands]) > 1)
+            count = sum(isinstance(arg, Tensor) for arg in args[rule.operands])
+            yield of_one, arg, place in rule.linear and count > 1
+
+
+@pytest.fixture
+def however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for function, rule in operands._BY_TENSORS.items():
+        monkeypatch.setitem(operands._BY_TENSORS, function, rule._replace(least=0))
+
+
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("function", operands._BY_TENSORS, ids=name)
+def test_every_operation_with_constants(function: Any) -> None:
+    """Whichever operand is the dual number; and of several, what PyTorch does."""
+    for of_one, arg, is_kept_apart in of_each(function):
+        assert assert_same(of_one, arg) is is_kept_apart
+    statistics = STATISTICS.get(function, ())
+    for args in operand_lists(function):
 
         def of_all(x: Tensor, args: Any = args) -> Any:
-            return function(*[arg * x if isinstance(arg, Tensor) else arg for arg in args])
+            moved = [isinstance(arg, Tensor) and k not in statistics for k, arg in enumerate(args)]
+            return function(*[arg * x if m else arg for m, arg in zip(moved, args, strict=True)])
 
         assert_same(of_all, torch.tensor(0.7, dtype=DOUBLE))
+
+
+@pytest.mark.usefixtures("however_small")
+@pytest.mark.parametrize("function", operands._BY_TENSORS, ids=name)
+def test_every_operation_with_constants_in_a_stack(function: Any) -> None:
+    for of_one, arg, _ in of_each(function):
+        derivative = torchjac.jac(of_one, mode="forward", check="never")
+        expected = torch.autograd.functional.jacobian(of_one, arg)
+        torch.testing.assert_close(derivative(arg), expected, rtol=1e-10, atol=1e-10)
 
 
 WEIGHTS = torch.tensor([0.5, -1.0, 2.0])
@@ -143,6 +196,12 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
     "keywords": lambda x: (
         torch.add(x, VECTOR, alpha=2) + torch.div(x, 3, rounding_mode="floor") * x
     ),
+    "a bias by keyword": lambda x: F.linear(x, SQUARE, bias=VECTOR),
+    "weights by keyword": lambda x: F.conv1d(
+        x[None], weight=SQUARE[:1, None], padding=1, bias=None
+    ),
+    "all by keyword": lambda x: F.linear(input=VECTOR, weight=SQUARE * x),
+    "a norm by keywords": lambda x: F.layer_norm(x, [3], bias=VECTOR, weight=VECTOR, eps=0.5),
     "given memory": lambda x: torch.add(x.detach(), 1, out=torch.empty(3, dtype=DOUBLE)) * x,
     "written into": lambda x: (x + 1).mul_(x).sub_(VECTOR).div_(2).add_(x),
     "sum written into": lambda x: (x + VECTOR).mul_(x) * x,
@@ -325,6 +384,17 @@ class Counted:
     def __call__(self, x: Tensor) -> Tensor:
         self.modes.append([type(mode) for mode in _get_current_function_mode_stack()])
         return self._func(x)
+
+
+@pytest.mark.parametrize(("size", "around"), [(8, []), (64, [Constants])])
+def test_for_convolutions_of_much(size: int, around: list[type]) -> None:
+    kernel = torch.ones(1, 1, 3, 3)
+    counted = Counted(lambda x: F.conv2d(x.sum().expand(1, size, size), kernel))
+    derivative = torchjac.jac(counted, mode="forward")
+    for _ in range(3):
+        counted.modes.clear()
+        derivative(VECTOR.float())
+    assert counted.modes == [around]
 
 
 def test_with_a_default_device() -> None:

@@ -9,7 +9,10 @@ same numbers:
 - *Numbers.* ``aten::mul.Scalar`` does what ``aten::mul.Tensor`` does with the number as a tensor, and its
   formula has one operand, the dual number.
 - *Tensors.* An operation is linear in the one operand that has a tangent, so the tangent of the result is
-  the operation on that tangent: of d = (p, t) and a constant c it is (p * c, t * c).
+  the operation on that tangent: of d = (p, t) and a constant c it is (p * c, t * c). For a convolution this
+  leaves out another one, of p with zeros, and a sum as large as the tangents.
+- *Norms.* What follows a normalisation is linear, so its tangent is that of the normalisation without weight
+  and bias, times the weight.
 
 Operations are seen where the function calls them, through `torch.overrides`. What PyTorch calls within
 operations of its own is left to PyTorch.
@@ -49,11 +52,15 @@ class _Rule(NamedTuple):
     """How a tangent comes through an operation of which the other operands are constants."""
 
     operands: slice
-    """Which of the arguments they are."""
+    """Which of the arguments they are, among others that are no tensors."""
     linear: range
     """Those in which the operation is linear, but for what does not depend on them."""
     pushed: Callable[[Function, Tensor, int, Sequence[Any], Tensor], Tensor]
-    """From the operation, the tangent, its place among the operands, these and the value."""
+    """From the operation, the tangent, its place among the arguments, these and the value."""
+    names: Sequence[tuple[str, Any]] = ()
+    """Of all arguments, with their defaults, where they may come by keyword."""
+    least: int = 0
+    """Elements of the operand with a tangent; of fewer PyTorch's way takes no longer."""
 
 
 def _product(
@@ -81,9 +88,58 @@ def _difference(
 def _affine(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
-    rest = [*args[:2], None]  # without the bias
+    rest = [*args[:2], None, *args[3:]]  # without the bias
     found: Tensor = function(*rest[:at], tangent, *rest[at + 1 :])
     return found
+
+
+def _layer_norm(
+    function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
+) -> Tensor:
+    normalised = _tangent(function(*args[:2], None, None, *args[4:]))
+    return _scaled(normalised, args[2], value)
+
+
+def _rms_norm(
+    function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
+) -> Tensor:
+    return _scaled(_tangent(function(*args[:2], None, *args[3:])), args[2], value)
+
+
+def _group_norm(
+    function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
+) -> Tensor:
+    normalised = _tangent(function(*args[:2], None, None, *args[4:]))
+    return _scaled(normalised, _of_channels(args[2], value), value)
+
+
+def _batch_norm(
+    function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
+) -> Tensor:
+    _, mean, variance, weight, _, training, *rest = args
+    if not training and mean is not None:
+        # Of statistics that are constants it is linear but for the mean.
+        found: Tensor = function(
+            tangent, torch.zeros_like(mean), variance, weight, None, False, *rest
+        )
+        return found
+    # Those that run have been brought up to date with the value.
+    normalised = _tangent(function(args[0], None, None, None, None, True, *rest))
+    return _scaled(normalised, _of_channels(weight, value), value)
+
+
+def _tangent(dual: Tensor) -> Tensor:
+    found: Tensor = _forward._unpack_dual(dual, level=0)[1]
+    return found
+
+
+def _scaled(tangent: Tensor, weight: Tensor | None, value: Tensor) -> Tensor:
+    return tangent if weight is None else (tangent * weight).to(value.dtype)
+
+
+def _of_channels(weight: Tensor | None, value: Tensor) -> Tensor | None:
+    # (C,) -> (C, 1, ...), beside (B, C, ...)
+    return None if weight is None else weight.reshape(-1, *[1] * (value.dim() - 2))
 
 
 def _less(x: Tensor, number: float) -> Tensor:
@@ -141,15 +197,42 @@ _BY_NUMBERS: dict[Function, Function] = _table(
 )
 """What an operation of a tensor and a number is, as one of the tensor alone."""
 
-_TWO, _EITHER = slice(2), range(2)
+_TWO, _EITHER, _FIRST = slice(2), range(2), range(1)
+_MANY = 2**11
+
+
+def _names(*required: str, **defaults: Any) -> list[tuple[str, Any]]:
+    return [*((name, None) for name in required), *defaults.items()]
+
+
+_LINEAR = _names("input", "weight", bias=None)
+_CONVOLUTION = [*_LINEAR, *_names(stride=1, padding=0, dilation=1, groups=1)]
+_TRANSPOSED = [*_LINEAR, *_names(stride=1, padding=0, output_padding=0, groups=1, dilation=1)]
+_LAYER_NORM = _names("input", "normalized_shape", weight=None, bias=None, eps=1e-5)
+_GROUP_NORM = _names("input", "num_groups", weight=None, bias=None, eps=1e-5)
+_RMS_NORM = _names("input", "normalized_shape", weight=None, eps=None)
+_BATCH_NORM = [
+    *_names("input", "running_mean", "running_var", weight=None, bias=None),
+    *_names(training=False, momentum=0.1, eps=1e-5),
+]
 
 _BY_TENSORS: dict[Function, _Rule] = _table(
     (_Rule(_TWO, _EITHER, _sum), _SUMS),
     (_Rule(_TWO, _EITHER, _difference), _DIFFERENCES),
     (_Rule(_TWO, _EITHER, _product), [*_PRODUCTS, *_BILINEAR]),
-    (_Rule(_TWO, range(1), _product), _QUOTIENTS),
-    (_Rule(slice(3), _EITHER, _affine), [F.linear]),  # convolutions have rules that see to it
+    (_Rule(_TWO, _FIRST, _product), _QUOTIENTS),
+    (_Rule(slice(3), _EITHER, _affine, _LINEAR), [F.linear]),
+    (_Rule(slice(3), _EITHER, _affine, _CONVOLUTION, _MANY), [F.conv1d, F.conv2d, F.conv3d]),
+    (
+        _Rule(slice(3), _EITHER, _affine, _TRANSPOSED, _MANY),
+        [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d],
+    ),
     (_Rule(slice(1, None), range(1, 100), _product), [torch.einsum]),
+    (_Rule(slice(4), _FIRST, _layer_norm, _LAYER_NORM), [F.layer_norm]),
+    (_Rule(slice(4), _FIRST, _group_norm, _GROUP_NORM), [F.group_norm]),
+    (_Rule(slice(5), _FIRST, _batch_norm, _BATCH_NORM), [F.batch_norm]),
+    # Of torch 2.4 and later.
+    (_Rule(slice(3), _FIRST, _rms_norm, _RMS_NORM), [F.rms_norm] if hasattr(F, "rms_norm") else []),
 )
 """What an operation of tensors is to a tangent of one of them."""
 
@@ -188,37 +271,37 @@ class Constants(TorchFunctionMode):
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         self._seen += 1
-        if kwargs:
-            return func(*args, **kwargs)
-        if func in _BY_NUMBERS and len(args) == 2:
+        if not kwargs and func in _BY_NUMBERS and len(args) == 2:
             first, second = args
             if type(second) in (int, float) and type(first) in _PLAIN:
                 self._kept_apart += 1
                 return _BY_NUMBERS[func](first, second)
         rule = _BY_TENSORS.get(func)
         if rule is not None and _current_level() == self._level:
-            at = self._only_dual(args, rule.operands)
-            if at in rule.linear:
-                return self._pushed(rule, func, args, at)
-        return func(*args)
+            ordered = _ordered(rule, args, kwargs) if kwargs else args
+            at = self._only_dual(ordered, rule.operands)
+            if at in rule.linear and (not rule.least or ordered[at].numel() >= rule.least):
+                return self._pushed(rule, func, ordered, at)
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def _only_dual(self, args: Sequence[Any], operands: slice) -> int:
-        """The place of the one operand that can have a tangent; -1 if there is none, or several."""
-        found, considered = -1, args[operands]
-        if len(considered) < 2 or torch.is_grad_enabled() is not self._grad_mode:
-            # There is no constant; or the function has another mode for this, and a dual number that is made
-            # here is a view, which cannot be written into in the other one.
+        """The place of the one operand that can have a tangent; -1 if there is none, several, or no other."""
+        found, has_others = -1, False
+        if torch.is_grad_enabled() is not self._grad_mode:
+            # A dual number that is made here is a view, which cannot be written into in the other mode.
             return -1
-        for place, arg in enumerate(considered, operands.start or 0):
+        for place, arg in enumerate(args[operands], operands.start or 0):
             if type(arg) not in _PLAIN:
-                if arg is not None:
+                if isinstance(arg, Tensor):
                     return -1
             # What the function makes is of its level too. Whether that has a tangent is dear to ask.
             elif _functorch.maybe_get_level(arg) == self._level and _can_have_tangent(arg):
                 if found >= 0:
                     return -1
                 found = place
-        return found
+            else:
+                has_others = True
+        return found if has_others else -1
 
     def _pushed(self, rule: _Rule, func: Function, args: Sequence[Any], at: int) -> Any:
         primal, tangent = _forward._unpack_dual(args[at], level=0)
@@ -227,3 +310,9 @@ class Constants(TorchFunctionMode):
         self._kept_apart += 1
         value = func(*args[:at], primal, *args[at + 1 :])
         return _forward._make_dual(value, rule.pushed(func, tangent, at, args, value), level=0)
+
+
+def _ordered(rule: _Rule, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:
+    """All arguments by position; none where there are some of other names."""
+    rest = dict(rule.names[len(args) :])
+    return [*args, *(rest | kwargs).values()] if kwargs.keys() <= rest.keys() else ()

@@ -19,9 +19,9 @@ _MIB = 2**20
 
 # Up to this much nobody runs out, and asking the system would cost more than a small pass takes.
 _ALWAYS_FITS = 16 * _MIB
-# On a CPU a larger working set is slower: it leaves the caches, and every temporary of more than some
-# megabytes is mapped and cleared by the system anew.
-CPU_WORKING_SET = 64 * _MIB
+# On a CPU a larger working set is slower: it leaves the caches, and every temporary of more than some twelve
+# megabytes is mapped and cleared by the system anew, which takes convolutions three times as long.
+CPU_WORKING_SET = 40 * _MIB
 _SHARE_OF_FREE = 0.5
 # Beside so many seeds one more evaluation of the function does not count. To take them at once a working
 # set may be so much larger.
