@@ -110,10 +110,10 @@ def test_chunks_that_evaluate_anew_are_of_eight_seeds_if_that_is_not_too_much(fr
         size: choose_chunk_size(100, size * MIB, CPU, anew=True) for size in (4, 16, 32, 128, 512)
     }
     assert {size: choose_chunk_size(100, size * MIB, CPU) for size in sizes} == {
-        4: 15,
-        16: 4,
-        32: 2,
+        4: 10,
+        16: 2,
+        32: 1,
         128: 1,
         512: 1,
     }
-    assert sizes == {4: 15, 16: 8, 32: 8, 128: 2, 512: 1}
+    assert sizes == {4: 10, 16: 8, 32: 8, 128: 2, 512: 1}

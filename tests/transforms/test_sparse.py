@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -255,3 +256,25 @@ def test_fake_tensors() -> None:
         assert torchjac.jac(torch.sin, sparsity=pattern)(fake).shape == (6, 6)
     with pytest.raises(ArgumentTypeError, match="outside of its FakeTensorMode"):
         sparse(fake)
+
+
+def test_equal_patterns_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes the pattern anew for every transform has one transform for all."""
+    compared = 0
+    equal = np.array_equal
+
+    def counting(*args: Any) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(*args)
+
+    x, func = torch.linspace(1, 2, 12, dtype=torch.float64), lambda x: x * x.flip(0)
+    transforms = []
+    for _ in range(3):
+        pattern = torchjac.SparsityPattern.from_dense(torch.eye(12) + torch.eye(12).flip(0))
+        transforms.append(torchjac.jac(func, sparsity=pattern))
+        transforms[-1](x)
+    monkeypatch.setattr(np, "array_equal", counting)
+    for derivative in transforms * 2:
+        derivative(x)
+    assert compared == 0

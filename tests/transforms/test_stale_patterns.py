@@ -174,6 +174,30 @@ def test_a_transform_that_is_kept_watches_the_module(place: str, counts: dict[st
     assert counts["detected"] == 2
 
 
+@pytest.mark.parametrize("options", ["detect", torch.ones(6, 6).bool()], ids=["detect", "given"])
+def test_so_does_a_second_one_of_it(options: Any, counts: dict[str, int]) -> None:
+    """Its first call may be its only one, so that the second is the one that is taken down."""
+    module = Shift()
+    torchjac.jac(module, sparsity=options)(X)
+    counts["compared"] = 0
+    derivative = torchjac.jac(module, sparsity=options)
+    for _ in range(5):
+        derivative(X)
+    assert counts["compared"] == 2
+    module.shift = 2
+    torch.testing.assert_close(derivative(X), jacrev(module)(X))
+
+
+def test_what_is_compared_at_zeros_is_not_taken_down(counts: dict[str, int]) -> None:
+    module = Shift()
+    torchjac.jac(module, sparsity=torch.ones(6, 6).bool())(X)
+    counts["compared"] = 0
+    derivative = torchjac.jac(module, sparsity=torch.ones(6, 6).bool())
+    for x in [torch.zeros_like(X), torch.zeros_like(X), torch.zeros_like(X), X, X, X]:
+        derivative(x)
+    assert counts["compared"] == 4
+
+
 def test_one_that_is_made_anew_compares_every_call(counts: dict[str, int]) -> None:
     module = Shift()
     for _ in range(5):

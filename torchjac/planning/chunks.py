@@ -24,8 +24,8 @@ _ALWAYS_FITS = 16 * _MIB
 CPU_WORKING_SET = 40 * _MIB
 _SHARE_OF_FREE = 0.5
 # Beside so many seeds one more evaluation of the function does not count. To take them at once a working
-# set may be so much larger.
-_ENOUGH, _STRETCHED = 8, 4
+# set may be so large.
+_ENOUGH, _STRETCHED = 8, 256 * _MIB
 
 
 def choose_chunk_size(
@@ -55,7 +55,7 @@ def choose_chunk_size(
     if device.type == "cpu":
         best = CPU_WORKING_SET // max(bytes_per_pass, 1)
         if anew:
-            best = max(best, min(_ENOUGH, _STRETCHED * CPU_WORKING_SET // max(bytes_per_pass, 1)))
+            best = max(best, min(_ENOUGH, _STRETCHED // max(bytes_per_pass, 1)))
         most = min(most, best)
     most = max(1, min(passes, most))
     # Chunks of equal size: the same number of them, and no small rest.

@@ -86,8 +86,8 @@ class Problem:
     """Whether the signature tells apart all that a pattern can depend on."""
     keep_state: Callable[[], None] = lambda: None
     """Keeps the state at the call's start, for evaluations on top of those that the user asked for."""
-    note: Callable[[Hashable], None] = lambda key: None
-    """Takes down what else the function of a signature reaches, if the transform is kept."""
+    noted: Callable[[Hashable], Callable[[], None]] = lambda key: lambda: None
+    """Takes down what else the function of a signature reaches; to be kept if the pattern is right for that."""
     is_unchanged: Callable[[Hashable], bool] = lambda key: False
     """Whether that has been taken down, and is so still."""
     is_guest: bool = False

@@ -31,7 +31,7 @@ from torchjac.planning.look import evaluate_plainly, look
 from torchjac.planning.memory import Alike, Record, recall, recall_alike, remember, remember_alike
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.sparsity import compress, still_holds
-from torchjac.planning.verify import verified
+from torchjac.planning.verify import is_telling, verified
 from torchjac.planning.ways import Way
 
 __all__ = ["first_look", "solve"]
@@ -77,13 +77,16 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         draw = Draw(problem.primals)
         problem.keep_state()
         problem.begun = None
+    keep = None
+    if draw is not None and problem.sparsity is not None and not problem.is_sure():
+        keep = problem.noted(key)
     if record is None:
-        if problem.sparsity is not None and not problem.is_sure():
-            problem.note(key)
         record = first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
         _note_likeness(problem, key, record)
         problem.is_settled, problem.is_guest = True, False
+        if keep is not None and problem.sparsity == "detect":
+            keep()
     problem.compression = record.compression
     try:
         answer = _first_that_works(problem, record, draw)
@@ -92,7 +95,10 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
             return answer
         # What the answer is compared with must not be written over it.
         known, apart = record, replace(problem, into=None, shown=None, ranks=None)
-        return verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
+        right = verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
+        if keep is not None and is_telling(answer):
+            keep()  # the function is as it was when the pattern was found right
+        return right
     except (SparsityMismatchError, PatternError):
         if is_new or problem.sparsity != "detect":
             raise

@@ -29,7 +29,7 @@ from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.ways import Way
 from torchjac.structure.blocks import SparseBlock
 
-__all__ = ["agrees_with_backward", "recorded", "replayed", "verified"]
+__all__ = ["agrees_with_backward", "is_telling", "recorded", "replayed", "verified"]
 
 # Calls that are compared although those before have not shown anything wrong.
 _MOST_UNSETTLED = 3
@@ -85,10 +85,15 @@ def _settles(problem: Problem, answer: Answer, record: Record) -> bool:
     next calls are compared in its place, but not for ever.
     """
     nothing_compared = problem.order == 1 and answer.way == answer.way.trusted
-    if nothing_compared or (_is_finite(answer) and _is_any(answer)):
+    if nothing_compared or is_telling(answer):
         return True
     record.unsettled += 1
     return record.unsettled > _MOST_UNSETTLED
+
+
+def is_telling(answer: Answer) -> bool:
+    """Whether there are numbers in it that would have been others if it were wrong."""
+    return _is_finite(answer) and _is_any(answer)
 
 
 def _is_finite(answer: Answer) -> bool:

@@ -19,7 +19,7 @@ from torchjac.structure.coloring import Coloring
 
 __all__ = ["Recovery"]
 
-_MANY = 2**20  # entries; measured
+_MANY = 2**17  # entries; measured
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 

@@ -39,7 +39,7 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             layout=options.layout,
         )
         if watch is not None:
-            problem.note = lambda key: watch.note(key, *call.given)
+            problem.noted = lambda key: watch.noted(key, *call.given)
             problem.is_unchanged = watch.is_unchanged
         return problem
 

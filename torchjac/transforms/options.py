@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -156,7 +157,7 @@ def check_chunk_size(name: str, chunk_size: object) -> None:
 def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Literal["detect"]:
     """Take what may be given for a pattern, and refuse what is none."""
     if isinstance(sparsity, (SparsityPattern, Coloring)):
-        return sparsity
+        return _representative(sparsity)
     meaning = "expected None, 'detect', a SparsityPattern, a Coloring or a boolean matrix"
     if isinstance(sparsity, str):
         if sparsity != "detect":
@@ -166,14 +167,14 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Litera
     if boolean and isinstance(sparsity, Tensor) and sparsity.dim() == 2:
         with without_transforms():
             if sparsity.layout is torch.strided:
-                return SparsityPattern.from_dense(sparsity)
+                return _representative(SparsityPattern.from_dense(sparsity))
             rows, cols = sparsity.to_sparse_coo().coalesce().indices()
-            return SparsityPattern.from_coo(rows, cols, tuple(sparsity.shape))
+            return _representative(SparsityPattern.from_coo(rows, cols, tuple(sparsity.shape)))
     if boolean and getattr(sparsity, "ndim", None) == 2 and not isinstance(sparsity, Tensor):
         made = (
             SparsityPattern.from_scipy if hasattr(sparsity, "tocsr") else SparsityPattern.from_dense
         )
-        return made(sparsity)
+        return _representative(made(sparsity))
     got = type(sparsity).__name__
     if hasattr(sparsity, "dtype"):
         got = f"{got} of {sparsity.dtype} and shape {tuple(sparsity.shape)}"
@@ -181,6 +182,16 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Litera
         f"{name}(sparsity=...): {meaning}, got {got}. "
         f"SparsityPattern.from_dense and from_scipy take the nonzeros of other matrices."
     )
+
+
+Given = TypeVar("Given", SparsityPattern, Coloring)
+_given: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+def _representative(given: Given) -> Given:
+    """The first of all that are equal: two are compared entry by entry, one and the same never."""
+    first = _given.setdefault(given, weakref.ref(given))()
+    return given if first is None else first
 
 
 def _mode_of(name: str, mode: str, coloring: Coloring) -> str:
