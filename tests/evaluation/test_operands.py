@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 import torchjac
 from tests.sparse import DETECTS
 from torchjac.evaluation import engines, operands
+from torchjac.evaluation.batching import vectorised
 from torchjac.evaluation.duals import pushed
 from torchjac.evaluation.operands import Constants
 from torchjac.foundations.pytree import flatten
@@ -64,6 +65,14 @@ SHAPED: dict[Any, list[tuple[Tensor, ...]]] = {
     ],
     getattr(F, "rms_norm", None): [(BATCH, [3], VECTOR), (BATCH, [3, 3], SQUARE, 0.5)],
 }
+
+
+@pytest.fixture(autouse=True, params=[0, 2**15], ids=["tangents lent", "copied"])
+def much(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of many numbers share the tangents of their operands until somebody writes into them."""
+    monkeypatch.setattr(operands, "_MUCH", request.param)
+
+
 STATISTICS = {F.batch_norm: (1, 2)}  # arguments without a derivative
 ANY = [(SQUARE, VECTOR), (VECTOR, SQUARE), (SQUARE, SQUARE), (VECTOR, VECTOR), (BATCH, SQUARE)]
 
@@ -339,6 +348,28 @@ def test_no_formula_in_python_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert python_formulas(lambda: derivative(x)) == 0
     monkeypatch.setattr(engines, "unwatched", lambda: False)
     assert python_formulas(lambda: derivative(x)) > 0
+
+
+@pytest.mark.skipif(not hasattr(torch, "_lazy_clone"), reason="PyTorch cannot lend memory")
+def test_no_tangent_is_copied_for_a_sum_of_many() -> None:
+    x, shift = torch.linspace(-1, 1, 2**15), torch.ones(2**15)
+    seeds = torch.ones(3, 2**15)
+
+    def copies(func: Callable[[Tensor], Tensor], apart: bool) -> int:
+        def product(one: Any) -> Any:
+            constants = Constants() if apart else None
+            return pushed(lambda x: ((func(x),), ()), [x], [one[0]], constants)[1]
+
+        vectorised(product, {0: seeds})
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            vectorised(product, {0: seeds})
+        return sum(event.name == "aten::copy_" for event in profile.events())
+
+    def func(x: Tensor) -> Tensor:
+        return (x * x + 1.0 - 2.0 + shift - shift) * x
+
+    assert copies(func, apart=True) == 0
+    assert copies(func, apart=False) > 0
 
 
 # --- Where it is done ------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from torchjac.foundations.lending import is_plain, lent
+
 __all__ = ["Constants"]
 
 Function: TypeAlias = Callable[..., Any]
@@ -74,7 +76,28 @@ def _sum(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
     # Memory of its own, for the value may be written into, and its tangent with it.
+    if value.numel() >= _MUCH and tangent.shape == value.shape and tangent.dtype == value.dtype:
+        return _lent(tangent)
     return tangent.expand_as(value).to(value.dtype, copy=True)
+
+
+def _lent(tangent: Tensor) -> Tensor:
+    """A copy that is made when somebody writes into it, or into the tangent.
+
+    PyTorch has no batching rule for such copies, so it is made of the memory within.
+    """
+    level = _functorch.maybe_get_level(tangent)
+    inner = _functorch._unwrap_for_grad(tangent, level)
+    is_stack = _functorch.is_batchedtensor(inner)
+    memory = _functorch.get_unwrapped(inner) if is_stack else inner
+    if memory.requires_grad or not memory.is_contiguous() or not is_plain(memory):
+        return tangent.clone()
+    copy = _functorch._unwrap_for_grad(lent(memory), level)
+    if is_stack:
+        batch = _functorch.maybe_get_level(inner)
+        copy = _functorch._add_batch_dim(copy, _functorch.maybe_get_bdim(inner), batch)
+    wrapped: Tensor = _functorch._wrap_for_grad(copy, level)
+    return wrapped
 
 
 def _difference(
@@ -198,7 +221,8 @@ _BY_NUMBERS: dict[Function, Function] = _table(
 """What an operation of a tensor and a number is, as one of the tensor alone."""
 
 _TWO, _EITHER, _FIRST = slice(2), range(2), range(1)
-_MANY = 2**11
+_MANY = 2**11  # of convolutions
+_MUCH = 2**15  # of sums: to copy fewer takes no longer than not to
 
 
 def _names(*required: str, **defaults: Any) -> list[tuple[str, Any]]:
@@ -235,6 +259,9 @@ _BY_TENSORS: dict[Function, _Rule] = _table(
     (_Rule(slice(3), _FIRST, _rms_norm, _RMS_NORM), [F.rms_norm] if hasattr(F, "rms_norm") else []),
 )
 """What an operation of tensors is to a tangent of one of them."""
+
+_LENDING = frozenset([*_SUMS, *_DIFFERENCES])
+"""Those of which the result has the tangent of its operand."""
 
 
 # Operations that are looked at in the time that one operand without a tangent takes.
@@ -274,28 +301,41 @@ class Constants(TorchFunctionMode):
         if not kwargs and func in _BY_NUMBERS and len(args) == 2:
             first, second = args
             if type(second) in (int, float) and type(first) in _PLAIN:
+                of_numbers = _BY_NUMBERS[func]
+                if func in _LENDING and first.numel() >= _MUCH and self._is_of_here(first):
+                    return self._pushed(_BY_TENSORS[func], of_numbers, args, 0)
                 self._kept_apart += 1
-                return _BY_NUMBERS[func](first, second)
+                return of_numbers(first, second)
         rule = _BY_TENSORS.get(func)
-        if rule is not None and _current_level() == self._level:
+        if rule is not None and self._is_here():
             ordered = _ordered(rule, args, kwargs) if kwargs else args
             at = self._only_dual(ordered, rule.operands)
             if at in rule.linear and (not rule.least or ordered[at].numel() >= rule.least):
                 return self._pushed(rule, func, ordered, at)
         return func(*args, **kwargs) if kwargs else func(*args)
 
+    def _is_here(self) -> bool:
+        """Whether dual numbers of the level can be made here.
+
+        They are views, which cannot be written into in another grad mode than that they were made in.
+        """
+        return _current_level() == self._level and torch.is_grad_enabled() is self._grad_mode
+
+    def _may_have_tangent(self, tensor: Tensor) -> bool:
+        # What the function makes is of its level too. Whether that has a tangent is dear to ask.
+        return _functorch.maybe_get_level(tensor) == self._level and _can_have_tangent(tensor)
+
+    def _is_of_here(self, tensor: Tensor) -> bool:
+        return self._is_here() and self._may_have_tangent(tensor)
+
     def _only_dual(self, args: Sequence[Any], operands: slice) -> int:
         """The place of the one operand that can have a tangent; -1 if there is none, several, or no other."""
         found, has_others = -1, False
-        if torch.is_grad_enabled() is not self._grad_mode:
-            # A dual number that is made here is a view, which cannot be written into in the other mode.
-            return -1
         for place, arg in enumerate(args[operands], operands.start or 0):
             if type(arg) not in _PLAIN:
                 if isinstance(arg, Tensor):
                     return -1
-            # What the function makes is of its level too. Whether that has a tangent is dear to ask.
-            elif _functorch.maybe_get_level(arg) == self._level and _can_have_tangent(arg):
+            elif self._may_have_tangent(arg):
                 if found >= 0:
                     return -1
                 found = place

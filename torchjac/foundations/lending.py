@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["are_lent", "lendable", "lent"]
+__all__ = ["are_lent", "is_plain", "lendable", "lent"]
 
 lent = getattr(torch, "_lazy_clone", torch.clone)
 """A copy that is made when somebody writes into it, which is hardly ever; before torch 2.2 at once.
@@ -28,11 +28,14 @@ def are_lent(tensors: Iterable[Tensor]) -> bool:
     if _is_lent is None:
         return False
     for tensor in tensors:
-        if type(tensor) is not Tensor or _is_wrapped(tensor):
-            return False
-        if not _is_lent(tensor) or 0 in tensor.stride():
+        if not is_plain(tensor) or not _is_lent(tensor) or 0 in tensor.stride():
             return False
     return True
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it belongs to no transform and is of no other class."""
+    return type(tensor) is Tensor and not _is_wrapped(tensor)
 
 
 def lendable(tensor: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Problem:
     keep_state: Callable[[], None] = lambda: None
     """Keeps the state at the call's start, for evaluations on top of those that the user asked for."""
     noted: Callable[[Hashable], Callable[[], None]] = lambda key: lambda: None
-    """Takes down what else the function of a signature reaches; to be kept if the pattern is right for that."""
+    """Takes down what else the function of a signature reaches, and returns what keeps that."""
     is_unchanged: Callable[[Hashable], bool] = lambda key: False
     """Whether that has been taken down, and is so still."""
     is_guest: bool = False

@@ -184,7 +184,7 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Litera
     )
 
 
-Given = TypeVar("Given", SparsityPattern, Coloring)
+Given = TypeVar("Given", bound=SparsityPattern | Coloring)
 _given: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 
 
