@@ -166,7 +166,7 @@ def _of_channels(weight: Tensor | None, value: Tensor) -> Tensor | None:
 
 
 def _less(x: Tensor, number: float) -> Tensor:
-    if not _can_have_tangent(x):
+    if not (x.is_floating_point() or x.is_complex()):
         return x - number
     # aten::sub.Scalar hands on the tangent itself. What is added is a number of the other sign, of zeros too.
     found: Tensor = _aten.add.Scalar(x, -number if number else -float(number))
@@ -268,10 +268,6 @@ _LENDING = frozenset([*_SUMS, *_DIFFERENCES])
 _WORTH = 32
 
 
-def _can_have_tangent(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 class Constants(TorchFunctionMode):
     """Lets operations of dual numbers and constants be those of the dual numbers alone.
 
@@ -307,26 +303,24 @@ class Constants(TorchFunctionMode):
                 self._kept_apart += 1
                 return of_numbers(first, second)
         rule = _BY_TENSORS.get(func)
-        if rule is not None and self._is_here():
+        if rule is not None:
             ordered = _ordered(rule, args, kwargs) if kwargs else args
             at = self._only_dual(ordered, rule.operands)
             if at in rule.linear and (not rule.least or ordered[at].numel() >= rule.least):
                 return self._pushed(rule, func, ordered, at)
         return func(*args, **kwargs) if kwargs else func(*args)
 
-    def _is_here(self) -> bool:
-        """Whether dual numbers of the level can be made here.
-
-        They are views, which cannot be written into in another grad mode than that they were made in.
-        """
-        return _current_level() == self._level and torch.is_grad_enabled() is self._grad_mode
-
-    def _may_have_tangent(self, tensor: Tensor) -> bool:
-        # What the function makes is of its level too. Whether that has a tangent is dear to ask.
-        return _functorch.maybe_get_level(tensor) == self._level and _can_have_tangent(tensor)
-
     def _is_of_here(self, tensor: Tensor) -> bool:
-        return self._is_here() and self._may_have_tangent(tensor)
+        """Whether it can have a tangent that can be changed here.
+
+        What the function makes is of its level too; whether that has a tangent is dear to ask. A dual number
+        is a view, which cannot be written into in another grad mode than that it was made in.
+        """
+        return (
+            _functorch.maybe_get_level(tensor) == self._level == _current_level()
+            and torch.is_grad_enabled() is self._grad_mode
+            and (tensor.is_floating_point() or tensor.is_complex())
+        )
 
     def _only_dual(self, args: Sequence[Any], operands: slice) -> int:
         """The place of the one operand that can have a tangent; -1 if there is none, several, or no other."""
@@ -335,7 +329,7 @@ class Constants(TorchFunctionMode):
             if type(arg) not in _PLAIN:
                 if isinstance(arg, Tensor):
                     return -1
-            elif self._may_have_tangent(arg):
+            elif self._is_of_here(arg):
                 if found >= 0:
                     return -1
                 found = place

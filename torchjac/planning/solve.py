@@ -73,6 +73,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         problem.is_settled = _is_settled(problem, key, record.compression)
         record = None if _is_outdated(problem, record.compression) else record
     is_new = record is None
+    problem.spare_copies(record is not None and record.is_harmless and problem.is_settled)
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
         problem.keep_state()
@@ -171,19 +172,28 @@ def _is_outdated(problem: Problem, compression: Compression) -> bool:
 
 def first_look(problem: Problem, draw: Draw) -> Record:
     """See the function for the first time; what it raises here is its own and comes out as it is."""
+    is_harmless = False
     if problem.recorded is not None:
         values = problem.recorded.values
         counts, largest = tuple(value.numel() for value in values), describe(values)[1]
     else:
         with draw.aside():
             seen = look(lambda primals: problem.function(primals)[0], problem.primals)
-            counts, largest, problem.work = seen
+            counts, largest, problem.work, is_harmless = seen
     slower = problem.function is problem.slower
     if problem.sparsity is not None:
         with draw.aside():
             problem.compression = compress(problem, counts)
-    ways = problem.ways(problem.rows(counts))
-    return Record(counts, largest, ways, slower, compression=problem.compression)
+    # What is known of a pattern is known of all that the function may do: of numbers too.
+    is_harmless &= problem.sparsity is not None and problem.is_sure()
+    return Record(
+        counts,
+        largest,
+        problem.ways(problem.rows(counts)),
+        slower,
+        compression=problem.compression,
+        is_harmless=is_harmless,
+    )
 
 
 def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> Answer:

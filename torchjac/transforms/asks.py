@@ -39,6 +39,7 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             layout=options.layout,
         )
         if watch is not None:
+            problem.spare_copies = call.spare_copies
             problem.noted = lambda key: watch.noted(key, *call.given)
             problem.is_unchanged = watch.is_unchanged
         return problem

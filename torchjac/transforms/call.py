@@ -58,6 +58,8 @@ class Call:
     """Whether a tensor that requires grad may be among what the function finds by itself."""
     begun: Engine | Exception | None = None
     """What came of an evaluation whose derivative nobody has taken yet."""
+    copies = True
+    """Whether the function gets copies of its arguments."""
     _is_on_copies = False
     _signature: Hashable | None = None
     _buffers: Buffers | None = None
@@ -219,10 +221,14 @@ class Call:
             else:
                 full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
+        copies = self.copies
         for k, arg in enumerate(full):
-            if not (self._is_on_copies and k in self._positions):
-                full[k] = arg.clone() if isinstance(arg, Tensor) else _copied(arg)
-        kwargs = self._kwargs and {name: _copied(arg) for name, arg in self._kwargs.items()}
+            if isinstance(arg, Tensor):
+                if copies and not (self._is_on_copies and k in self._positions):
+                    full[k] = arg.clone()
+            elif not (self._is_on_copies and k in self._positions):
+                full[k] = _copied(arg, copies)
+        kwargs = self._kwargs and {k: _copied(arg, copies) for k, arg in self._kwargs.items()}
         if self._runs_module is False:
             return self._func(*full, **kwargs)
         with exclusively(bool(self._runs_module)), self._leaving_no_trace():
@@ -247,6 +253,18 @@ class Call:
                 yield
             finally:
                 self._replaced = None
+
+    def spare_copies(self, is_harmless: bool) -> None:
+        """Hand over the arguments themselves, if the function is known to write into nothing.
+
+        Not where one could be handed out, nor where a graph could be, which would keep them.
+        """
+        options = self.options
+        hands_out = options.return_value or options.has_aux
+        connects = torch.is_grad_enabled() and (
+            self.may_capture or any(primal.requires_grad for primal in self.primals)
+        )
+        self.copies = not is_harmless or hands_out or connects
 
     def keep_state(self) -> None:
         """Take down what the modules that the function reaches have in their buffers."""
@@ -361,8 +379,11 @@ class Call:
         return tuple(parts)
 
 
-def _copied(argument: Any) -> Any:
-    return map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
+def _copied(argument: Any, tensors_too: bool) -> Any:
+    def own(leaf: Any) -> Any:
+        return leaf.clone() if tensors_too and isinstance(leaf, Tensor) else leaf
+
+    return map_tree(own, argument)
 
 
 def _describe(returned: object) -> str:
