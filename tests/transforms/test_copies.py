@@ -144,19 +144,35 @@ def test_containers_are_copied_all_the_same() -> None:
         assert len(more) == 1
 
 
-def test_modules_get_copies() -> None:
-    class Module(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.mul_(2) * x if getattr(self, "writes", False) else x * x
+class Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
 
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2) * x if self.writes > 0 else x * x
+
+
+def test_modules_that_are_watched() -> None:
     module, x = Module(), point()
     derivative = torchjac.jac(module, sparsity=torch.eye(6).bool())
     for _ in range(3):
         derivative(x)
-    module.writes = True
-    derivative(x)
+    with torch.no_grad():  # else it may have parameters
+        assert copies(lambda: derivative(x)) == 0
+    module.writes = 1
+    for _ in range(4):
+        torch.testing.assert_close(derivative(x), torch.diag(8 * x))
     torch.testing.assert_close(x, point())
-    assert copies(lambda: derivative(x)) > 0
+
+
+def test_modules_that_nobody_watches() -> None:
+    module, x = Module(), point()
+    for writes in (0, 0, 0, 1, 0, 1):
+        module.writes = writes
+        derivative = torchjac.jac(module, sparsity=torch.eye(6).bool())
+        torch.testing.assert_close(derivative(x), torch.diag((8 if writes else 2) * x))
+        torch.testing.assert_close(x, point())
 
 
 def test_numbers_that_change_are_part_of_what_is_known() -> None:

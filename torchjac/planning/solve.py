@@ -184,8 +184,8 @@ def first_look(problem: Problem, draw: Draw) -> Record:
     if problem.sparsity is not None:
         with draw.aside():
             problem.compression = compress(problem, counts)
-    # What is known of a pattern is known of all that the function may do: of numbers too.
-    is_harmless &= problem.sparsity is not None and problem.is_sure()
+    # Where there is a pattern, the numbers that the function captures are known to be the same.
+    is_harmless &= problem.sparsity is not None
     return Record(
         counts,
         largest,
