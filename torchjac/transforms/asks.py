@@ -44,4 +44,4 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             problem.is_unchanged = watch.is_unchanged
         return problem
 
-    return Ask(functools.partial(Call, options, func), pose)
+    return Ask(functools.partial(Call, options, func, watch=watch), pose)

@@ -20,6 +20,7 @@ from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import ONE_LEAF, TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
+from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer
 from torchjac.planning.signature import (
     Search,
@@ -71,8 +72,9 @@ class Call:
         func: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        watch: Watch | None = None,
     ) -> None:
-        self.options = options
+        self.options, self._watch = options, watch
         is_module = isinstance(func, torch.nn.Module)
         if is_module and isinstance(func, _WRAPPERS):
             func = func.module  # they are for training: their hooks are not for torch.func
@@ -300,7 +302,8 @@ class Call:
         """What makes another call the same as this one."""
         if self._signature is None:
             search = Search(values=self.options.sparsity is not None)
-            function, self._runs_module = of_function(self._func, search)
+            describe = of_function if self._watch is None else self._watch.described
+            function, self._runs_module = describe(self._func, search)
             arguments = of_arguments(tuple(self._args), self._kwargs, search)
             self.is_sure = search.is_sure
             self.may_capture = search.connects or not search.is_sure
