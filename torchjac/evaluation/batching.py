@@ -58,10 +58,15 @@ def _traceably(product: Product, seeds: Chunk) -> list[Tensor | None]:
 
 
 def vectorised_beside(
-    product: Callable[[Chunk], tuple[Sequence[Tensor | None], Sequence[Tensor]]], seeds: Chunk
+    product: Callable[[Chunk], tuple[Sequence[Tensor | None], Sequence[Tensor]]],
+    seeds: Chunk,
+    traced: bool,
 ) -> tuple[list[Tensor | None], list[Tensor]]:
-    """The same for a ``product`` that gives something beside which is the same for every seed."""
-    traced, count = compiling(), 0
+    """The same for a ``product`` that gives something beside which is the same for every seed.
+
+    ``traced`` is whether a compiler looks on.
+    """
+    count = 0
     beside: list[Tensor] = []
 
     def alone(one: Chunk) -> Sequence[Tensor | None]:

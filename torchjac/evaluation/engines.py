@@ -268,7 +268,7 @@ class Push(Engine):
             products = self._multiplied(one, function, primals)
             return products, [*self.values, *self.carried]
 
-        products, beside = vectorised_beside(product, seeds)
+        products, beside = vectorised_beside(product, seeds, self._traced)
         # The primal side is the same for every seed.
         self.values, self.carried = beside[: len(self.values)], beside[len(self.values) :]
         return products

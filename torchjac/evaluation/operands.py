@@ -37,9 +37,11 @@ Function: TypeAlias = Callable[..., Any]
 
 _functorch: Any = torch._C._functorch
 _aten: Any = torch.ops.aten
-_forward: Any = torch._VF
+_make_dual: Any = torch._VF._make_dual
+_unpack_dual: Any = torch._VF._unpack_dual
 
-_PLAIN = (Tensor, Parameter)
+_PLAIN, _NUMBERS = (Tensor, Parameter), (int, float)
+_ANY_CONSTANT = torch.zeros((), device="cpu")
 
 
 def _level_before_torch_2_1() -> int:
@@ -47,6 +49,7 @@ def _level_before_torch_2_1() -> int:
     return level
 
 
+_get_level = _functorch.maybe_get_level
 _current_level = getattr(_functorch, "maybe_current_level", _level_before_torch_2_1)
 
 
@@ -86,7 +89,7 @@ def _lent(tangent: Tensor) -> Tensor:
 
     PyTorch has no batching rule for such copies, so it is made of the memory within.
     """
-    level = _functorch.maybe_get_level(tangent)
+    level = _get_level(tangent)
     inner = _functorch._unwrap_for_grad(tangent, level)
     is_stack = _functorch.is_batchedtensor(inner)
     memory = _functorch.get_unwrapped(inner) if is_stack else inner
@@ -94,7 +97,7 @@ def _lent(tangent: Tensor) -> Tensor:
         return tangent.clone()
     copy = _functorch._unwrap_for_grad(lent(memory), level)
     if is_stack:
-        batch = _functorch.maybe_get_level(inner)
+        batch = _get_level(inner)
         copy = _functorch._add_batch_dim(copy, _functorch.maybe_get_bdim(inner), batch)
     wrapped: Tensor = _functorch._wrap_for_grad(copy, level)
     return wrapped
@@ -152,7 +155,7 @@ def _batch_norm(
 
 
 def _tangent(dual: Tensor) -> Tensor:
-    found: Tensor = _forward._unpack_dual(dual, level=0)[1]
+    found: Tensor = _unpack_dual(dual, level=0)[1]
     return found
 
 
@@ -275,10 +278,7 @@ class Constants(TorchFunctionMode):
     """
 
     _level, _grad_mode = -1, False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen = self._kept_apart = 0
+    _seen = _kept_apart = 0
 
     @property
     def are_worth_it(self) -> bool:
@@ -296,9 +296,10 @@ class Constants(TorchFunctionMode):
         self._seen += 1
         if not kwargs and func in _BY_NUMBERS and len(args) == 2:
             first, second = args
-            if type(second) in (int, float) and type(first) in _PLAIN:
+            if type(second) in _NUMBERS and type(first) in _PLAIN:
                 of_numbers = _BY_NUMBERS[func]
-                if func in _LENDING and first.numel() >= _MUCH and self._is_of_here(first):
+                lends = func in _LENDING and first.numel() >= _MUCH
+                if lends and self._only_dual((first, _ANY_CONSTANT), _TWO) == 0:
                     return self._pushed(_BY_TENSORS[func], of_numbers, args, 0)
                 self._kept_apart += 1
                 return of_numbers(first, second)
@@ -310,26 +311,18 @@ class Constants(TorchFunctionMode):
                 return self._pushed(rule, func, ordered, at)
         return func(*args, **kwargs) if kwargs else func(*args)
 
-    def _is_of_here(self, tensor: Tensor) -> bool:
-        """Whether it can have a tangent that can be changed here.
-
-        What the function makes is of its level too; whether that has a tangent is dear to ask. A dual number
-        is a view, which cannot be written into in another grad mode than that it was made in.
-        """
-        return (
-            _functorch.maybe_get_level(tensor) == self._level == _current_level()
-            and torch.is_grad_enabled() is self._grad_mode
-            and (tensor.is_floating_point() or tensor.is_complex())
-        )
-
     def _only_dual(self, args: Sequence[Any], operands: slice) -> int:
         """The place of the one operand that can have a tangent; -1 if there is none, several, or no other."""
-        found, has_others = -1, False
+        level, found, has_others = self._level, -1, False
+        if _current_level() != level or torch.is_grad_enabled() is not self._grad_mode:
+            # A dual number that is made here is a view, which cannot be written into in the other grad mode.
+            return -1
         for place, arg in enumerate(args[operands], operands.start or 0):
             if type(arg) not in _PLAIN:
                 if isinstance(arg, Tensor):
                     return -1
-            elif self._is_of_here(arg):
+            # What the function makes is of its level too. Whether that has a tangent is dear to ask.
+            elif _get_level(arg) == level and (arg.is_floating_point() or arg.is_complex()):
                 if found >= 0:
                     return -1
                 found = place
@@ -338,12 +331,12 @@ class Constants(TorchFunctionMode):
         return found if has_others else -1
 
     def _pushed(self, rule: _Rule, func: Function, args: Sequence[Any], at: int) -> Any:
-        primal, tangent = _forward._unpack_dual(args[at], level=0)
+        primal, tangent = _unpack_dual(args[at], level=0)
         if tangent is None:
             return func(*args)
         self._kept_apart += 1
         value = func(*args[:at], primal, *args[at + 1 :])
-        return _forward._make_dual(value, rule.pushed(func, tangent, at, args, value), level=0)
+        return _make_dual(value, rule.pushed(func, tangent, at, args, value), level=0)
 
 
 def _ordered(rule: _Rule, args: Sequence[Any], kwargs: dict[str, Any]) -> Sequence[Any]:

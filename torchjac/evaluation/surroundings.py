@@ -205,7 +205,7 @@ class Draw:
         self._before = self._read()
 
     def _read(self) -> tuple[Tensor, list[Tensor]]:
-        here = torch.get_rng_state()
+        here = torch.default_generator.get_state()
         return here, [
             torch.cuda.get_rng_state(device) for device in self._cuda
         ] if self._cuda else []
