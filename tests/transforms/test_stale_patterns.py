@@ -12,6 +12,7 @@ import torchjac
 from tests.sparse import DETECTS
 from torchjac.errors import SparsityMismatchError
 from torchjac.planning import sparsity, verify
+from torchjac.planning.captured import watch
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="detection needs PyTorch 2.1")
 
@@ -224,3 +225,132 @@ def test_functions_whose_signature_tells_all_are_detected_once(
     # The first look at a function that calls the transform itself remembers nothing.
     assert counts["detected"] == (2 if place == "jac" else 1)
     assert counts["compared"] <= counts["detected"]
+
+
+# What is described once
+
+
+SHIFT = 1
+
+
+def make_of_closure() -> Any:
+    shift = 1
+
+    def func(x: Tensor) -> Tensor:
+        return x.roll(shift) * x
+
+    def change() -> None:
+        nonlocal shift
+        shift = 2
+
+    return func, change
+
+
+def make_of_globals() -> Any:
+    def func(x: Tensor) -> Tensor:
+        return x.roll(SHIFT) * x
+
+    def change() -> None:
+        func.__globals__["SHIFT"] = 3 - SHIFT
+
+    return func, change
+
+
+def make_of_list() -> Any:
+    shifts = [1]
+    return lambda x: x.roll(shifts[0]) * x, lambda: shifts.__setitem__(0, 2)
+
+
+def make_of_dict() -> Any:
+    shifts = {"a": 1}
+    return lambda x: x.roll(shifts["a"]) * x, lambda: shifts.update(a=2)
+
+
+def make_of_defaults() -> Any:
+    def func(x: Tensor, shift: int = 1) -> Tensor:
+        return x.roll(shift) * x
+
+    return func, lambda: setattr(func, "__defaults__", (2,))
+
+
+def make_of_code() -> Any:
+    def func(x: Tensor) -> Tensor:
+        return x.roll(1) * x
+
+    def other(x: Tensor) -> Tensor:
+        return x.roll(2) * x
+
+    return func, lambda: setattr(func, "__code__", other.__code__)
+
+
+def make_of_a_helper() -> Any:
+    def helper(x: Tensor) -> Tensor:
+        return x.roll(1)
+
+    def func(x: Tensor) -> Tensor:
+        return helper(x) * x
+
+    def change() -> None:
+        nonlocal helper
+
+        def helper(x: Tensor) -> Tensor:
+            return x.roll(2)
+
+    return func, change
+
+
+def make_of_a_mask() -> Any:
+    mask = torch.eye(6, dtype=torch.float64).roll(1, 0)
+
+    def change() -> None:
+        nonlocal mask
+        mask = torch.eye(6, dtype=torch.float64).roll(2, 0)
+
+    return lambda x: (mask @ x) * x, change
+
+
+MAKERS = [value for key, value in list(globals().items()) if key.startswith("make_of")]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_what_changes_after_many_calls(make: Any) -> None:
+    func, change = make()
+    derivative = torchjac.jac(func, sparsity="detect")
+    for _ in range(6):
+        torch.testing.assert_close(derivative(X), jacrev(func)(X))
+    change()
+    for _ in range(3):
+        torch.testing.assert_close(derivative(X), jacrev(func)(X))
+
+
+def test_a_tensor_that_requires_grad_by_now() -> None:
+    scale = X.clone()
+    derivative = torchjac.jac(lambda x: x * x * scale, sparsity="detect")
+    for _ in range(6):
+        assert not derivative(X).requires_grad
+    scale.requires_grad_()
+    (got,) = torch.autograd.grad(derivative(X).sum(), scale)
+    torch.testing.assert_close(got, 2 * X)
+
+
+def test_who_keeps_a_transform_has_its_function_described_three_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    described = 0
+    describe = watch.of_function
+
+    def counting(*args: Any) -> Any:
+        nonlocal described
+        described += 1
+        return describe(*args)
+
+    monkeypatch.setattr(watch, "of_function", counting)
+    func, change = make_of_closure()
+    derivative = torchjac.jac(func, sparsity="detect")
+    for _ in range(9):
+        derivative(X)
+    assert described == 3
+    change()
+    for _ in range(4):
+        derivative(X)
+    assert described == 7

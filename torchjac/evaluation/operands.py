@@ -224,7 +224,7 @@ _BY_NUMBERS: dict[Function, Function] = _table(
 """What an operation of a tensor and a number is, as one of the tensor alone."""
 
 _TWO, _EITHER, _FIRST = slice(2), range(2), range(1)
-_MANY = 2**11  # of convolutions
+_MANY = 2**13  # of convolutions
 _MUCH = 2**15  # of sums: to copy fewer takes no longer than not to
 
 

@@ -37,12 +37,13 @@ class Watch:
     keeps the transform has these compared by identity, in microseconds.
     """
 
-    __slots__ = ("_calls", "_description", "_func", "_in_vain", "_seen")
+    __slots__ = ("_calls", "_description", "_first", "_func", "_in_vain", "_seen")
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self._func, self._in_vain, self._calls = func, 0, 0
         self._seen: dict[Hashable, Captures] = {}
         self._description: _Description | None = None
+        self._first: tuple[Hashable, bool] | None = None
 
     def described(self, func: Callable[..., Any], search: Search) -> tuple[Hashable, bool]:
         """As `of_function`; to see that nothing has changed takes a tenth of describing it again."""
@@ -57,6 +58,9 @@ class Watch:
         # Looked at before it is described: what changes in between is a change.
         captures = Captures.of(func) if self._calls == _KEPT else None
         found = of_function(func, search)
+        if found == self._first:
+            found = self._first  # one and the same is not compared part by part
+        self._first = self._first or found
         if captures is not None and captures.is_sure and search.is_sure:
             connected = captures.connected()
             self._description = _Description(
