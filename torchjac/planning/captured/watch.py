@@ -33,8 +33,8 @@ class _Description(NamedTuple):
 class Watch:
     """What the function of one transform reached, for some signatures; it goes with the transform.
 
-    A signature leaves out what is expensive to describe, such as the attributes of a module. Whoever
-    keeps the transform has these compared by identity, in microseconds.
+    A signature leaves out what is expensive to describe, such as the attributes of a module, and takes a while
+    for the rest. Whoever keeps the transform has all of it compared by identity, in microseconds.
     """
 
     __slots__ = ("_calls", "_description", "_first", "_func", "_in_vain", "_seen")
@@ -55,17 +55,18 @@ class Watch:
                 return known.found
             self._description = None
         self._calls += 1
+        if self._calls > _KEPT:
+            return of_function(func, search)
         # Looked at before it is described: what changes in between is a change.
         captures = Captures.of(func) if self._calls == _KEPT else None
+        are_connected = [] if captures is None else captures.connected()
         found = of_function(func, search)
         if found == self._first:
             found = self._first  # one and the same is not compared part by part
-        self._first = self._first or found
+        self._first = found
         if captures is not None and captures.is_sure and search.is_sure:
-            connected = captures.connected()
-            self._description = _Description(
-                captures, connected, found, search.connects, search.seen.copy()
-            )
+            connects, seen = search.connects, search.seen.copy()
+            self._description = _Description(captures, are_connected, found, connects, seen)
         return found
 
     def noted(
