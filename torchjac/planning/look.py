@@ -42,19 +42,11 @@ _READS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_sh
 # What PyTorch does not see: memory that is read or written elsewhere, and what an evaluation for derivatives
 # would answer otherwise.
 _UNSEEN = frozenset(
-    {
-        *(
-            "numpy",
-            "tolist",
-            "data_ptr",
-            "storage",
-            "untyped_storage",
-            "set_",
-            "data",
-            "__deepcopy__",
-        ),
-        *("__array__", "__dlpack__", "__reduce_ex__", "requires_grad", "is_leaf", "grad_fn"),
-    }
+    [
+        *("numpy", "tolist", "data_ptr", "storage", "untyped_storage", "data", "set_"),
+        *("__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__"),
+        *("requires_grad", "is_leaf", "grad_fn"),
+    ]
 )
 
 
@@ -66,9 +58,9 @@ class _Doubts(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = func.__name__
-        # A property is got and set by methods that are bound to it.
-        name = getattr(func.__self__, "__name__", name) if name in ("__get__", "__set__") else name
+        name = getattr(func, "__name__", None)
+        if name in ("__get__", "__set__"):  # bound to a property
+            name = func.__self__.__name__
         self.are_there |= name in _UNSEEN
         return func(*args, **(kwargs or {}))
 

@@ -33,7 +33,7 @@ class _Description(NamedTuple):
 class Watch:
     """What the function of one transform reached, for some signatures; it goes with the transform.
 
-    A signature leaves out what is expensive to describe, such as the attributes of a module, and takes a while
+    A signature leaves out what is expensive to describe, such as the attributes of a module, and takes time
     for the rest. Whoever keeps the transform has all of it compared by identity, in microseconds.
     """
 
