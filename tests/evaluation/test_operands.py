@@ -188,6 +188,18 @@ def written_into(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     return made
 
 
+def written_parts(x: Tensor) -> Tensor:
+    y = torch.zeros(3, dtype=DOUBLE)
+    y[0], y[1] = x[1] * x[2], 2.0
+    return y
+
+
+def seen_through(x: Tensor) -> Tensor:
+    y = torch.ones(3, dtype=DOUBLE)
+    y[1:].mul_(x[:2])
+    return y
+
+
 def without_grad(operation: Callable[[], Tensor]) -> Tensor:
     with torch.no_grad():
         return operation()
@@ -199,6 +211,11 @@ CASES: dict[str, Callable[[Tensor], Any]] = {
     "narrower dtype": lambda x: x.float() * SQUARE - SQUARE,
     "number of dimension 0": lambda x: x * torch.tensor(2.0) - torch.tensor(1, dtype=torch.int64),
     "made inside": lambda x: x * torch.arange(3) + torch.ones(3) * x,
+    "made inside, a matrix": lambda x: torch.eye(3, dtype=DOUBLE) @ x + torch.ones_like(x) - x,
+    "made inside, written into": lambda x: written_parts(x) * x + x.new_zeros(3).add_(x) * x,
+    "made inside, written into as a view": lambda x: seen_through(x) * x,
+    "made inside and gone": lambda x: x * torch.full((3,), 2.0) * (x * torch.full((3,), 3.0)),
+    "cut": lambda x: x.detach() * x + torch.detach(x).mul_(2) - x,
     "masks": lambda x: (x > 0) * x + (x > 1).double() * x,
     "no tangent at all": lambda x: x.detach() * 2 + x.detach() * VECTOR + x,
     "bool": lambda x: x * True + False,
@@ -343,7 +360,14 @@ def brusselator(x: Tensor) -> Tensor:
 
 def test_no_formula_in_python_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     x, scale = torch.linspace(-1, 1, 10), torch.tensor(2.0)
-    derivative = torchjac.jac(lambda x: brusselator(x) / scale, mode="forward")
+
+    def func(x: Tensor) -> Tensor:
+        turned = torch.eye(2) + torch.ones(2, 2) * x[0]
+        return (
+            brusselator(x) / scale * torch.tensor(2.0) - (turned @ torch.tensor([1.0, 2.0])).sum()
+        )
+
+    derivative = torchjac.jac(func, mode="forward")
     derivative(x)
     assert python_formulas(lambda: derivative(x)) == 0
     monkeypatch.setattr(engines, "unwatched", lambda: False)

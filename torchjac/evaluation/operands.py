@@ -14,12 +14,15 @@ same numbers:
 - *Norms.* What follows a normalisation is linear, so its tangent is that of the normalisation without weight
   and bias, times the weight.
 
+Constants that the function makes itself are noted where they are made.
+
 Operations are seen where the function calls them, through `torch.overrides`. What PyTorch calls within
 operations of its own is left to PyTorch.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -267,6 +270,24 @@ _LENDING = frozenset([*_SUMS, *_DIFFERENCES])
 """Those of which the result has the tangent of its operand."""
 
 
+_MAKERS = frozenset(
+    [
+        *(
+            torch.tensor,
+            torch.as_tensor,
+            torch.zeros,
+            torch.ones,
+            torch.full,
+            torch.eye,
+            torch.arange,
+        ),
+        *(torch.linspace, torch.zeros_like, torch.ones_like, torch.full_like, torch.detach),
+        *_methods("new_zeros", "new_ones", "new_full", "new_tensor", "detach"),
+    ]
+)
+"""What makes constants within the function; they may be given tangents afterwards, by being written into."""
+
+
 # Operations that are looked at in the time that one operand without a tangent takes.
 _WORTH = 32
 
@@ -279,6 +300,9 @@ class Constants(TorchFunctionMode):
 
     _level, _grad_mode = -1, False
     _seen = _kept_apart = 0
+
+    def __init__(self) -> None:
+        self._made: dict[int, weakref.ref[Tensor]] = {}
 
     @property
     def are_worth_it(self) -> bool:
@@ -309,7 +333,10 @@ class Constants(TorchFunctionMode):
             at = self._only_dual(ordered, rule.operands)
             if at in rule.linear and (not rule.least or ordered[at].numel() >= rule.least):
                 return self._pushed(rule, func, ordered, at)
-        return func(*args, **kwargs) if kwargs else func(*args)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if func in _MAKERS:
+            self._made[id(result)] = weakref.ref(result)
+        return result
 
     def _only_dual(self, args: Sequence[Any], operands: slice) -> int:
         """The place of the one operand that can have a tangent; -1 if there is none, several, or no other."""
@@ -323,12 +350,19 @@ class Constants(TorchFunctionMode):
                     return -1
             # What the function makes is of its level too. Whether that has a tangent is dear to ask.
             elif _get_level(arg) == level and (arg.is_floating_point() or arg.is_complex()):
-                if found >= 0:
+                if id(arg) in self._made and self._is_constant(arg):
+                    has_others = True
+                elif found >= 0:
                     return -1
-                found = place
+                else:
+                    found = place
             else:
                 has_others = True
         return found if has_others else -1
+
+    def _is_constant(self, made: Tensor) -> bool:
+        """Whether it is what the function made, and nothing with a tangent was written into it."""
+        return self._made[id(made)]() is made and _unpack_dual(made, level=0)[1] is None
 
     def _pushed(self, rule: _Rule, func: Function, args: Sequence[Any], at: int) -> Any:
         primal, tangent = _unpack_dual(args[at], level=0)
