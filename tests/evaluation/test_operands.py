@@ -258,6 +258,19 @@ def test_cases(name: str) -> None:
     assert_same(CASES[name], VECTOR)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_nothing_is_kept_apart_under_autocast(inside: bool) -> None:
+    """Where PyTorch's formulas round less often."""
+    weight = VECTOR.float()
+
+    def norm(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            return F.layer_norm(x @ SQUARE.float(), [3], weight, weight)
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+        assert not assert_same(norm, weight.sin())
+
+
 @given(strategies.programs_with_arguments(smooth=True))
 def test_programs_are_the_same_bit_for_bit_in_their_values(case: Any) -> None:
     program, args = case

@@ -12,7 +12,7 @@ import torchjac
 from tests.sparse import DETECTS
 from torchjac.errors import SparsityMismatchError
 from torchjac.planning import sparsity, verify
-from torchjac.planning.captured import watch
+from torchjac.planning.captured.captures import Captures
 
 pytestmark = pytest.mark.skipif(not DETECTS, reason="detection needs PyTorch 2.1")
 
@@ -175,18 +175,82 @@ def test_a_transform_that_is_kept_watches_the_module(place: str, counts: dict[st
     assert counts["detected"] == 2
 
 
-@pytest.mark.parametrize("options", ["detect", torch.ones(6, 6).bool()], ids=["detect", "given"])
-def test_so_does_a_second_one_of_it(options: Any, counts: dict[str, int]) -> None:
-    """Its first call may be its only one, so that the second is the one that is taken down."""
+@pytest.mark.parametrize(
+    ("pattern", "compared"), [("detect", 5), (torch.ones(6, 6).bool(), 2)], ids=["detect", "given"]
+)
+def test_a_second_one_of_it(pattern: Any, compared: int, counts: dict[str, int]) -> None:
+    """What was detected for the first one is never taken for granted; what is given is compared twice.
+
+    The first call may be the only one, so that the second is the one that is taken down.
+    """
     module = Shift()
-    torchjac.jac(module, sparsity=options)(X)
+    torchjac.jac(module, sparsity=pattern)(X)
     counts["compared"] = 0
-    derivative = torchjac.jac(module, sparsity=options)
+    derivative = torchjac.jac(module, sparsity=pattern)
     for _ in range(5):
         derivative(X)
-    assert counts["compared"] == 2
+    assert counts["compared"] == compared
     module.shift = 2
     torch.testing.assert_close(derivative(X), jacrev(module)(X))
+
+
+class Turned(nn.Module):
+    """Its Jacobian is diagonal until it is turned, and then only where the inputs are negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turned = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x + torch.relu(x.roll(1)) if self.turned else x * x
+
+
+def test_an_entry_that_is_zero_where_it_is_compared_proves_nothing() -> None:
+    for second in (False, True):
+        module = Turned()
+        derivative = torchjac.jac(module, sparsity="detect")
+        for _ in range(3):
+            derivative(-X)
+        module.turned = 1
+        derivative = torchjac.jac(module, sparsity="detect") if second else derivative
+        for x in [-X] * 4 + [X] * 2:
+            torch.testing.assert_close(derivative(x), jacrev(module)(x))
+
+
+def test_nor_does_it_for_a_pattern_that_was_given() -> None:
+    module = Turned()
+    derivative = torchjac.jac(module, sparsity=torch.eye(6).bool())
+    for _ in range(3):
+        derivative(-X)
+    module.turned = 1
+    for _ in range(4):
+        derivative(-X)
+    with pytest.raises(SparsityMismatchError):
+        derivative(X)
+
+
+def test_what_cannot_be_followed_is_looked_into_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once when it is first seen, and once when a second transform of it is kept."""
+    looked = 0
+    look = Captures.of
+
+    def counting(func: Any) -> Any:
+        nonlocal looked
+        looked += 1
+        return look(func)
+
+    monkeypatch.setattr(Captures, "of", counting)
+
+    class Opaque(Shift):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * len(vars(self)) ** 0
+
+    module = Opaque()
+    for _ in range(2):
+        derivative = torchjac.jac(module, sparsity=torch.ones(6, 6).bool())
+        for _ in range(5):
+            derivative(X)
+    assert looked == 2
 
 
 def test_what_is_compared_at_zeros_is_not_taken_down(counts: dict[str, int]) -> None:
@@ -227,7 +291,7 @@ def test_functions_whose_signature_tells_all_are_detected_once(
     assert counts["compared"] <= counts["detected"]
 
 
-# What is described once
+# What changes
 
 
 SHIFT = 1
@@ -331,26 +395,3 @@ def test_a_tensor_that_requires_grad_by_now() -> None:
     scale.requires_grad_()
     (got,) = torch.autograd.grad(derivative(X).sum(), scale)
     torch.testing.assert_close(got, 2 * X)
-
-
-def test_who_keeps_a_transform_has_its_function_described_three_times(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    described = 0
-    describe = watch.of_function
-
-    def counting(*args: Any) -> Any:
-        nonlocal described
-        described += 1
-        return describe(*args)
-
-    monkeypatch.setattr(watch, "of_function", counting)
-    func, change = make_of_closure()
-    derivative = torchjac.jac(func, sparsity="detect")
-    for _ in range(9):
-        derivative(X)
-    assert described == 3
-    change()
-    for _ in range(4):
-        derivative(X)
-    assert described == 7

@@ -237,8 +237,7 @@ class Push(Engine):
         A function may write into its argument, and so into a tangent. Where it may write into the seeds, the
         primals alone are copied for it.
         """
-        copies = getattr(self._function, "copies", False)
-        if self._on_copies is None or not copies or not are_lent(seeds.values()):
+        if self._on_copies is None or not are_lent(seeds.values()):
             return self._function, self.primals
         return self._on_copies, [primal.clone() for primal in self.primals]
 

@@ -53,6 +53,7 @@ def _level_before_torch_2_1() -> int:
 
 
 _get_level = _functorch.maybe_get_level
+_is_autocast = torch._C._is_any_autocast_enabled
 _current_level = getattr(_functorch, "maybe_current_level", _level_before_torch_2_1)
 
 
@@ -344,6 +345,8 @@ class Constants(TorchFunctionMode):
         if _current_level() != level or torch.is_grad_enabled() is not self._grad_mode:
             # A dual number that is made here is a view, which cannot be written into in the other grad mode.
             return -1
+        if _is_autocast():
+            return -1  # what goes on in between is rounded less in PyTorch's formulas
         for place, arg in enumerate(args[operands], operands.start or 0):
             if type(arg) not in _PLAIN:
                 if isinstance(arg, Tensor):

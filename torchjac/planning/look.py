@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjac.foundations.compiler import uncompiled
@@ -34,35 +33,6 @@ class Look(NamedTuple):
     """The bytes of the largest result of any op."""
     work: Work
     """What decides between the modes."""
-    is_harmless: bool
-    """Whether nothing was written into, nor anything read that could choose another way next time."""
-
-
-_READS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-# What PyTorch does not see: memory that is read or written elsewhere, and what an evaluation for derivatives
-# would answer otherwise.
-_UNSEEN = frozenset(
-    [
-        *("numpy", "tolist", "data_ptr", "storage", "untyped_storage", "data", "set_"),
-        *("__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__"),
-        *("requires_grad", "is_leaf", "grad_fn"),
-    ]
-)
-
-
-class _Doubts(TorchFunctionMode):
-    """Notes what the dispatcher is not told."""
-
-    are_there = False
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = getattr(func, "__name__", None)
-        if name in ("__get__", "__set__"):  # bound to a property
-            name = func.__self__.__name__
-        self.are_there |= name in _UNSEEN
-        return func(*args, **(kwargs or {}))
 
 
 class _Watch(TorchDispatchMode):
@@ -75,7 +45,6 @@ class _Watch(TorchDispatchMode):
     requires_grad = False
     moved = 0
     """Numbers that a pass of either mode reads or writes, op by op."""
-    is_harmless = True
     sliced = 0
     """Those that a backward pass fills with zeros and adds up, for views of a part of a tensor."""
 
@@ -88,7 +57,6 @@ class _Watch(TorchDispatchMode):
         given = [arg.numel() for arg in args if isinstance(arg, Tensor)]
         results = result if isinstance(result, (tuple, list)) else (result,)
         made = [tensor for tensor in results if isinstance(tensor, Tensor)]
-        self.is_harmless &= not (func._schema.is_mutable or _READS.intersection(func.tags))
         alias = func._schema.returns[0].alias_info if func._schema.returns else None
         if alias is None or alias.is_write:
             self.moved += max([*given, *(tensor.numel() for tensor in made)], default=0)
@@ -108,11 +76,11 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     An exception that this raises is the function's own, for nothing is differentiated here.
     """
     values = None
-    with uncompiled(), _Doubts() as doubts, _Watch() as watch:  # type: ignore[no-untyped-call]
+    with uncompiled(), _Watch() as watch:  # type: ignore[no-untyped-call]
         try:
             values = evaluate_plainly(evaluate, primals)
         except Exception:  # noqa: BLE001 - a compiled function, say, that refuses to be watched
-            watch.nbytes, watch.is_harmless = 0, False
+            watch.nbytes = 0
     if values is None:
         values = evaluate_plainly(evaluate, primals)
     # A graph of parameters is kept in less memory behind backward passes; see NOTE [Deferred graphs].
@@ -120,8 +88,7 @@ def look(evaluate: Evaluation, primals: Sequence[Tensor]) -> Look:
     convolves = watch.convolves and kept <= _LITTLE
     slices = watch.sliced > watch.moved and not watch.requires_grad
     work = Work(convolves, slices, watch.largest)
-    is_harmless = watch.is_harmless and not doubts.are_there
-    return Look(tuple(value.numel() for value in values), watch.nbytes, work, is_harmless)
+    return Look(tuple(value.numel() for value in values), watch.nbytes, work)
 
 
 def evaluate_plainly(evaluate: Evaluation, primals: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -53,8 +53,6 @@ class Record:
     """The sparsity that is made use of."""
     prepared: dict[tuple[Way, Direction], Seeds] = field(default_factory=dict)
     """The seeds of the ways that take them all at once, holding so little that it always fits."""
-    is_harmless: bool = False
-    """Whether the function is certain to write into nothing that it is given."""
     keeps_constants: bool = True
     """Whether forward passes keep operands without a tangent apart."""
     repeats: tuple[Way, Seeds] | None = None

@@ -86,10 +86,9 @@ class Problem:
     """Whether the signature tells apart all that a pattern can depend on."""
     keep_state: Callable[[], None] = lambda: None
     """Keeps the state at the call's start, for evaluations on top of those that the user asked for."""
-    spare_copies: Callable[[bool], None] = lambda is_harmless: None
-    """Has the function get its arguments themselves, if it is known to write into nothing."""
-    noted: Callable[[Hashable], Callable[[], None]] = lambda key: lambda: None
-    """Takes down what else the function of a signature reaches, and returns what keeps that."""
+    noted: Callable[[Hashable, bool], Callable[[], None]] = lambda key, again: lambda: None
+    """Takes down what else the function of a signature reaches, and returns what keeps that; ``again`` is
+    whether the pattern is known already."""
     is_unchanged: Callable[[Hashable], bool] = lambda key: False
     """Whether that has been taken down, and is so still."""
     is_guest: bool = False

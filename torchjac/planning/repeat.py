@@ -37,9 +37,6 @@ class Repeatable(Protocol):
     def signature(self) -> Hashable:
         """What makes another call the same."""
 
-    def spare_copies(self, is_harmless: bool) -> None:
-        """Have the function get its arguments themselves, if it is known to write into nothing."""
-
     def __call__(
         self, leaves: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: ...
@@ -60,8 +57,6 @@ def repeated(call: Repeatable) -> Answer | None:
     for primal in call.primals:
         if primal.is_inference():
             return None
-    if known.is_harmless:
-        call.spare_copies(True)
     try:
         if known.repeats[0].direction == "forward":
             return _forward(call, known, *known.repeats)

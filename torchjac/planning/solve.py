@@ -73,20 +73,20 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         problem.is_settled = _is_settled(problem, key, record.compression)
         record = None if _is_outdated(problem, record.compression) else record
     is_new = record is None
-    problem.spare_copies(record is not None and record.is_harmless and problem.is_settled)
     if record is None or to_check(problem, record.next_way, record):
         draw = Draw(problem.primals)
         problem.keep_state()
         problem.begun = None
     keep = None
-    if draw is not None and problem.sparsity is not None and not problem.is_sure():
-        keep = problem.noted(key)
+    detects = problem.sparsity == "detect"
+    if draw is not None and problem.sparsity is not None and (is_new or not detects):
+        keep = None if problem.is_sure() else problem.noted(key, not is_new)
     if record is None:
         record = first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
         _note_likeness(problem, key, record)
         problem.is_settled, problem.is_guest = True, False
-        if keep is not None and problem.sparsity == "detect":
+        if keep is not None and detects:
             keep()
     problem.compression = record.compression
     try:
@@ -98,10 +98,10 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         known, apart = record, replace(problem, into=None, shown=None, ranks=None)
         right = verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
         if keep is not None and is_telling(answer):
-            keep()  # the function is as it was when the pattern was found right
+            keep()  # from here on the function is compared instead
         return right
     except (SparsityMismatchError, PatternError):
-        if is_new or problem.sparsity != "detect":
+        if is_new or not detects:
             raise
     # What was detected for an earlier call is not true any more: something that the signature cannot
     # tell has changed.
@@ -172,28 +172,19 @@ def _is_outdated(problem: Problem, compression: Compression) -> bool:
 
 def first_look(problem: Problem, draw: Draw) -> Record:
     """See the function for the first time; what it raises here is its own and comes out as it is."""
-    is_harmless = False
     if problem.recorded is not None:
         values = problem.recorded.values
         counts, largest = tuple(value.numel() for value in values), describe(values)[1]
     else:
         with draw.aside():
             seen = look(lambda primals: problem.function(primals)[0], problem.primals)
-            counts, largest, problem.work, is_harmless = seen
+            counts, largest, problem.work = seen
     slower = problem.function is problem.slower
     if problem.sparsity is not None:
         with draw.aside():
             problem.compression = compress(problem, counts)
-    # Where there is a pattern, the numbers that the function captures are known to be the same.
-    is_harmless &= problem.sparsity is not None
-    return Record(
-        counts,
-        largest,
-        problem.ways(problem.rows(counts)),
-        slower,
-        compression=problem.compression,
-        is_harmless=is_harmless,
-    )
+    ways = problem.ways(problem.rows(counts))
+    return Record(counts, largest, ways, slower, compression=problem.compression)
 
 
 def _first_that_works(problem: Problem, record: Record, draw: Draw | None) -> Answer:

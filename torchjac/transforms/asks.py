@@ -39,9 +39,8 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             layout=options.layout,
         )
         if watch is not None:
-            problem.spare_copies = call.spare_copies
-            problem.noted = lambda key: watch.noted(key, *call.given)
+            problem.noted = lambda key, again: watch.noted(key, *call.given, again=again)
             problem.is_unchanged = watch.is_unchanged
         return problem
 
-    return Ask(functools.partial(Call, options, func, watch=watch), pose)
+    return Ask(functools.partial(Call, options, func), pose)

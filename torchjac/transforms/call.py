@@ -20,7 +20,6 @@ from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import ONE_LEAF, TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
-from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Answer
 from torchjac.planning.signature import (
     Search,
@@ -59,8 +58,6 @@ class Call:
     """Whether a tensor that requires grad may be among what the function finds by itself."""
     begun: Engine | Exception | None = None
     """What came of an evaluation whose derivative nobody has taken yet."""
-    copies = True
-    """Whether the function gets copies of its arguments."""
     _is_on_copies = False
     _signature: Hashable | None = None
     _buffers: Buffers | None = None
@@ -72,9 +69,8 @@ class Call:
         func: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        watch: Watch | None = None,
     ) -> None:
-        self.options, self._watch = options, watch
+        self.options = options
         is_module = isinstance(func, torch.nn.Module)
         if is_module and isinstance(func, _WRAPPERS):
             func = func.module  # they are for training: their hooks are not for torch.func
@@ -223,14 +219,10 @@ class Call:
             else:
                 full[position] = unflatten(leaves[first : first + spec.num_leaves], spec)
             first += spec.num_leaves
-        copies = self.copies
         for k, arg in enumerate(full):
-            if isinstance(arg, Tensor):
-                if copies and not (self._is_on_copies and k in self._positions):
-                    full[k] = arg.clone()
-            elif not (self._is_on_copies and k in self._positions):
-                full[k] = _copied(arg, copies)
-        kwargs = self._kwargs and {k: _copied(arg, copies) for k, arg in self._kwargs.items()}
+            if not (self._is_on_copies and k in self._positions):
+                full[k] = arg.clone() if isinstance(arg, Tensor) else _copied(arg)
+        kwargs = self._kwargs and {name: _copied(arg) for name, arg in self._kwargs.items()}
         if self._runs_module is False:
             return self._func(*full, **kwargs)
         with exclusively(bool(self._runs_module)), self._leaving_no_trace():
@@ -255,18 +247,6 @@ class Call:
                 yield
             finally:
                 self._replaced = None
-
-    def spare_copies(self, is_harmless: bool) -> None:
-        """Hand over the arguments themselves, if the function is known to write into nothing.
-
-        Not where one could be handed out, nor where a graph could be, which would keep them.
-        """
-        options = self.options
-        hands_out = options.return_value or options.has_aux
-        connects = torch.is_grad_enabled() and (
-            self.may_capture or any(primal.requires_grad for primal in self.primals)
-        )
-        self.copies = not is_harmless or hands_out or connects
 
     def keep_state(self) -> None:
         """Take down what the modules that the function reaches have in their buffers."""
@@ -302,8 +282,7 @@ class Call:
         """What makes another call the same as this one."""
         if self._signature is None:
             search = Search(values=self.options.sparsity is not None)
-            describe = of_function if self._watch is None else self._watch.described
-            function, self._runs_module = describe(self._func, search)
+            function, self._runs_module = of_function(self._func, search)
             arguments = of_arguments(tuple(self._args), self._kwargs, search)
             self.is_sure = search.is_sure
             self.may_capture = search.connects or not search.is_sure
@@ -382,11 +361,8 @@ class Call:
         return tuple(parts)
 
 
-def _copied(argument: Any, tensors_too: bool) -> Any:
-    def own(leaf: Any) -> Any:
-        return leaf.clone() if tensors_too and isinstance(leaf, Tensor) else leaf
-
-    return map_tree(own, argument)
+def _copied(argument: Any) -> Any:
+    return map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, argument)
 
 
 def _describe(returned: object) -> str:

@@ -56,10 +56,6 @@ class Captures:
         """How often each tensor was written to; inference tensors do not count that."""
         return tuple([0 if tensor.is_inference() else tensor._version for tensor in self.tensors])
 
-    def connected(self) -> list[bool]:
-        """Whether each of the tensors requires grad."""
-        return [tensor.requires_grad for tensor in self.tensors]
-
     def changed(self) -> str | None:
         """Describe the first binding that holds another thing now, or None."""
         reads, empty, attributes, items = self._fast

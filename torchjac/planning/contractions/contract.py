@@ -126,7 +126,7 @@ def _look(asked: Contraction, record: Remembered | None, draw: Draw) -> tuple[Re
         return values
 
     with draw.aside():
-        counts, largest, *_ = look(evaluate, problem.primals)
+        counts, largest, _ = look(evaluate, problem.primals)
     asked.validate(values)
     description = asked.described()
     found = Findings(problem.outcome(), is_sure=description is not None)
