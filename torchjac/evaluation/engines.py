@@ -211,11 +211,18 @@ class Push(Engine):
     direction: Direction = "forward"
 
     def __init__(
-        self, function: FlatFunction, primals: Sequence[Tensor], *, constants: bool = True
+        self,
+        function: FlatFunction,
+        primals: Sequence[Tensor],
+        *,
+        constants: bool = True,
+        eager: bool = False,
     ) -> None:
-        self._function, self._traced = function, compiling()
+        """``eager`` is whether `is_eager` has been asked already."""
+        self._function, self._traced = function, not eager and compiling()
         self.primals = [_with_memory_of_its_own(primal) for primal in primals]
-        self.keeps_graph = self._traced or torch.is_grad_enabled() or inside_transform()
+        around = not eager and (self._traced or inside_transform())
+        self.keeps_graph = around or torch.is_grad_enabled()
         self._constants = self._on_copies = None
         if not self._traced:
             load_forward_rules()

@@ -100,7 +100,7 @@ def _forward(call: Repeatable, known: Record, way: Way, seeds: Seeds) -> Answer 
     leaves: Sequence[Sequence[Tensor | SparseBlock]]
     try:
         with lock:
-            push = Push(call, call.primals, constants=known.keeps_constants)
+            push = Push(call, call.primals, constants=known.keeps_constants, eager=True)
             if known.compression is None:
                 leaves = columns_at_once(push, seeds)
             else:

@@ -130,6 +130,8 @@ def modules_of(func: Any) -> list[torch.nn.Module]:
 
 def _describe(subject: Any, search: Search) -> Any:
     kind = type(subject)
+    if kind is types.FunctionType and id(subject) not in search.seen:  # most of what there is
+        return _describe_function(subject, search)
     if kind in _VALUES:
         search.connects |= kind in _TENSORS and subject.requires_grad
         return _describe_value(subject, search) if search.values else kind
