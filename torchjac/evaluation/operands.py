@@ -3,21 +3,21 @@
 NOTE [Operands without a tangent]
 For an operand that has no tangent PyTorch makes a zero tensor, and asks a formula that is written in Python
 what comes of it. In torch 2.13 ``d * 2.0`` takes 220 µs for a dual number d of ten elements, where ``d * d``
-takes 4: most of a small forward pass is about its constants. Two observations leave that out, and give the
-same numbers:
+takes 4: most of a small forward pass is about its constants. These observations leave that out, and give
+the same numbers:
 
 - *Numbers.* ``aten::mul.Scalar`` does what ``aten::mul.Tensor`` does with the number as a tensor, and its
   formula has one operand, the dual number.
 - *Tensors.* An operation is linear in the one operand that has a tangent, so the tangent of the result is
   the operation on that tangent: of d = (p, t) and a constant c it is (p * c, t * c). For a convolution this
   leaves out another one, of p with zeros, and a sum as large as the tangents.
+- *Sums.* The tangent of d + c is that of d. PyTorch copies it, for either may be written into; where it is
+  large it is lent instead, and copied when that happens.
 - *Norms.* What follows a normalisation is linear, so its tangent is that of the normalisation without weight
   and bias, times the weight.
 
-Constants that the function makes itself are noted where they are made.
-
-Operations are seen where the function calls them, through `torch.overrides`. What PyTorch calls within
-operations of its own is left to PyTorch.
+Operations are seen where the function calls them, through `torch.overrides`, and so are those that make a
+constant. What PyTorch calls within operations of its own is left to PyTorch.
 """
 
 from __future__ import annotations
@@ -270,23 +270,15 @@ _BY_TENSORS: dict[Function, _Rule] = _table(
 _LENDING = frozenset([*_SUMS, *_DIFFERENCES])
 """Those of which the result has the tangent of its operand."""
 
-
 _MAKERS = frozenset(
     [
-        *(
-            torch.tensor,
-            torch.as_tensor,
-            torch.zeros,
-            torch.ones,
-            torch.full,
-            torch.eye,
-            torch.arange,
-        ),
-        *(torch.linspace, torch.zeros_like, torch.ones_like, torch.full_like, torch.detach),
+        *(torch.tensor, torch.as_tensor, torch.detach, torch.eye, torch.arange, torch.linspace),
+        *(torch.zeros, torch.ones, torch.full),
+        *(torch.zeros_like, torch.ones_like, torch.full_like),
         *_methods("new_zeros", "new_ones", "new_full", "new_tensor", "detach"),
     ]
 )
-"""What makes constants within the function; they may be given tangents afterwards, by being written into."""
+"""What makes constants within the function, which may get tangents afterwards by being written into."""
 
 
 # Operations that are looked at in the time that one operand without a tangent takes.

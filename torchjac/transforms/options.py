@@ -93,6 +93,8 @@ def _checked(
     check_chunk_size(name, chunk_size)
     check_choice(name, "check", check, _CHECKS)
     pattern = None if sparsity is None else as_sparsity(name, sparsity)
+    if isinstance(pattern, (SparsityPattern, Coloring)):
+        pattern = _representative(pattern)
     check_layout(name, layout, pattern)
     if isinstance(pattern, Coloring):
         mode = _mode_of(name, mode, pattern)
@@ -157,7 +159,7 @@ def check_chunk_size(name: str, chunk_size: object) -> None:
 def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Literal["detect"]:
     """Take what may be given for a pattern, and refuse what is none."""
     if isinstance(sparsity, (SparsityPattern, Coloring)):
-        return _representative(sparsity)
+        return sparsity
     meaning = "expected None, 'detect', a SparsityPattern, a Coloring or a boolean matrix"
     if isinstance(sparsity, str):
         if sparsity != "detect":
@@ -167,14 +169,14 @@ def as_sparsity(name: str, sparsity: Any) -> SparsityPattern | Coloring | Litera
     if boolean and isinstance(sparsity, Tensor) and sparsity.dim() == 2:
         with without_transforms():
             if sparsity.layout is torch.strided:
-                return _representative(SparsityPattern.from_dense(sparsity))
+                return SparsityPattern.from_dense(sparsity)
             rows, cols = sparsity.to_sparse_coo().coalesce().indices()
-            return _representative(SparsityPattern.from_coo(rows, cols, tuple(sparsity.shape)))
+            return SparsityPattern.from_coo(rows, cols, tuple(sparsity.shape))
     if boolean and getattr(sparsity, "ndim", None) == 2 and not isinstance(sparsity, Tensor):
         made = (
             SparsityPattern.from_scipy if hasattr(sparsity, "tocsr") else SparsityPattern.from_dense
         )
-        return _representative(made(sparsity))
+        return made(sparsity)
     got = type(sparsity).__name__
     if hasattr(sparsity, "dtype"):
         got = f"{got} of {sparsity.dtype} and shape {tuple(sparsity.shape)}"
@@ -189,7 +191,7 @@ _given: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictio
 
 
 def _representative(given: Given) -> Given:
-    """The first of all that are equal: two are compared entry by entry, one and the same never."""
+    """The first of all that are equal: two are compared entry by entry at every call, one never."""
     first = _given.setdefault(given, weakref.ref(given))()
     return given if first is None else first
 
