@@ -139,8 +139,8 @@ def _rms_norm(
 def _group_norm(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
-    normalised = _tangent(function(*args[:2], None, None, *args[4:]))
-    return _scaled(normalised, _of_channels(args[2], value), value)
+    apart = [*args[:2], _of_channels(args[2], value), *args[3:]]
+    return _layer_norm(function, tangent, at, apart, value)
 
 
 def _batch_norm(

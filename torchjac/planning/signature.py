@@ -139,8 +139,6 @@ def _describe(subject: Any, search: Search) -> Any:
         return _describe_switch(subject, search)
     if id(subject) in search.seen:
         return ("seen", search.seen[id(subject)])
-    if isinstance(subject, types.FunctionType):
-        return _describe_function(subject, search)
     if isinstance(subject, torch.nn.Module):
         return _describe_module(subject, search)
     if isinstance(subject, types.MethodType):

@@ -79,8 +79,9 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         problem.begun = None
     keep = None
     detects = problem.sparsity == "detect"
-    if draw is not None and problem.sparsity is not None and (is_new or not detects):
-        keep = None if problem.is_sure() else problem.noted(key, not is_new)
+    is_compared = draw is not None and problem.sparsity is not None
+    if is_compared and (is_new or not detects) and not problem.is_sure():
+        keep = problem.noted(key, not is_new)
     if record is None:
         record = first_look(problem, draw or Draw(problem.primals))
         remember(key, record)
