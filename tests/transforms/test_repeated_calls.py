@@ -126,6 +126,7 @@ EYE = torch.eye(2, dtype=torch.bool)
 REPEATING: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "rows": (torchjac.jac(matrix), (X,)),
     "one row": (torchjac.jac(several), (X,)),
+    "one long row": (torchjac.jac(lambda x: x.sin().sum()), (X.repeat(2**20),)),
     "columns": (torchjac.jac(matrix, mode="forward"), (X,)),
     "one column": (torchjac.jac(lambda x: W[:, 0] * x, mode="forward"), (X[0],)),
     "several inputs": (torchjac.jac(pair, mode="reverse"), ({"a": X, "b": X},)),

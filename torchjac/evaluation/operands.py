@@ -68,8 +68,6 @@ class _Rule(NamedTuple):
     """From the operation, the tangent, its place among the arguments, these and the value."""
     names: Sequence[tuple[str, Any]] = ()
     """Of all arguments, with their defaults, where they may come by keyword."""
-    least: int = 0
-    """Elements of the operand with a tangent; of fewer PyTorch's way takes no longer."""
 
 
 def _product(
@@ -228,7 +226,6 @@ _BY_NUMBERS: dict[Function, Function] = _table(
 """What an operation of a tensor and a number is, as one of the tensor alone."""
 
 _TWO, _EITHER, _FIRST = slice(2), range(2), range(1)
-_MANY = 2**13  # of convolutions
 _MUCH = 2**15  # of sums: to copy fewer takes no longer than not to
 
 
@@ -253,9 +250,9 @@ _BY_TENSORS: dict[Function, _Rule] = _table(
     (_Rule(_TWO, _EITHER, _product), [*_PRODUCTS, *_BILINEAR]),
     (_Rule(_TWO, _FIRST, _product), _QUOTIENTS),
     (_Rule(slice(3), _EITHER, _affine, _LINEAR), [F.linear]),
-    (_Rule(slice(3), _EITHER, _affine, _CONVOLUTION, _MANY), [F.conv1d, F.conv2d, F.conv3d]),
+    (_Rule(slice(3), _EITHER, _affine, _CONVOLUTION), [F.conv1d, F.conv2d, F.conv3d]),
     (
-        _Rule(slice(3), _EITHER, _affine, _TRANSPOSED, _MANY),
+        _Rule(slice(3), _EITHER, _affine, _TRANSPOSED),
         [F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d],
     ),
     (_Rule(slice(1, None), range(1, 100), _product), [torch.einsum]),
@@ -324,7 +321,7 @@ class Constants(TorchFunctionMode):
         if rule is not None:
             ordered = _ordered(rule, args, kwargs) if kwargs else args
             at = self._only_dual(ordered, rule.operands)
-            if at in rule.linear and (not rule.least or ordered[at].numel() >= rule.least):
+            if at in rule.linear:
                 return self._pushed(rule, func, ordered, at)
         result = func(*args, **kwargs) if kwargs else func(*args)
         if func in _MAKERS:

@@ -181,7 +181,7 @@ def _prepare(
     fits, size = True, seeds.total
     if problem.chunk_size is not None:
         held = _bytes_per_pass(problem, way, record)
-        fits = always_fits(seeds.total, held)
+        fits = seeds.total == 1 or always_fits(seeds.total, held)  # one cannot be divided
         if not fits:
             device, anew = problem.primals[0].device, engine.evaluates_anew
             size = choose_chunk_size(seeds.total, held, device, anew=anew)

@@ -20,11 +20,13 @@ from torchjac.foundations.frozen import is_record
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.strides import is_dense
+from torchjac.planning.search import Search
 from torchjac.planning.switches import WORDS, switches_of
+from torchjac.planning.trail import Trail
 
 __all__ = [
     "DESCRIBED",
-    "Search",
+    "Described",
     "modules_of",
     "of_arguments",
     "of_function",
@@ -56,43 +58,7 @@ _DYNAMIC = frozenset(
 DESCRIBED = "_transform"
 _OF_TRANSFORMS = frozenset({DESCRIBED, "__wrapped__", "plan"})
 _HEAP_TYPE = 1 << 9  # of the flags of a class: made at run time
-
-
-_NO_IDENTITIES: list[Identity] = []
-
-
-class Search:
-    """What descriptions have come across, and how much they are to tell.
-
-    Args:
-        values: whether numbers and tensors are told apart by what they hold.
-        alike: whether tensors of one kind are the same nevertheless, and only noted.
-    """
-
-    __slots__ = (
-        "alike",
-        "connects",
-        "identities",
-        "is_sure",
-        "modules",
-        "seen",
-        "tensors",
-        "values",
-    )
-
-    def __init__(self, values: bool = False, alike: bool = False) -> None:
-        self.seen: dict[int, int] = {}
-        """What has been described, and in which order."""
-        self.values, self.alike = values, alike
-        self.identities: list[Identity] = [] if alike else _NO_IDENTITIES
-        """Of the tensors that are not told apart."""
-        self.connects = False
-        """Whether a tensor was met that requires grad, but for those of modules."""
-        self.modules: list[torch.nn.Module] = []
-        self.tensors: list[torch.Tensor] = []
-        self.is_sure = True
-        """Whether nothing was met whose contents the description leaves out: what is described the same
-        may else differ in a number."""
+_MOST_IN_VAIN = 3
 
 
 def of_function(func: Any, search: Search | None = None) -> tuple[Hashable, bool]:
@@ -111,6 +77,36 @@ def of_function(func: Any, search: Search | None = None) -> tuple[Hashable, bool
     search = search or Search()
     described = _describe(func, search)
     return described, bool(search.modules)
+
+
+class Described:
+    """The description of one function, which is made anew when what was read for it has changed.
+
+    Not before the second call does anybody take down what is read: there may be no other.
+    """
+
+    _known: tuple[Trail, Hashable, bool] | None = None
+    _was_called = False
+    _in_vain = 0
+
+    def by(self, func: Any, search: Search) -> tuple[Hashable, bool]:
+        """The same as `of_function`."""
+        known = self._known
+        if known is not None:
+            trail, described, connects = known
+            if trail.is_unchanged():
+                search.connects, self._in_vain = connects, 0
+                return described, False
+            self._known = None
+        if self._was_called and self._in_vain < _MOST_IN_VAIN:
+            self._in_vain += 1
+            search.trail = Trail()
+        self._was_called = True
+        described = _describe(func, search)
+        taken, search.trail = search.trail, None
+        if taken is not None and search.is_sure and not taken.is_broken:
+            self._known = taken, described, search.connects
+        return described, bool(search.modules)
 
 
 def tensors_of(func: Any) -> list[torch.Tensor]:
@@ -269,6 +265,9 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
     search.seen[id(function)] = len(search.seen)
     written, space = function.__dict__, function.__globals__
     # A wrapper of the user's has a copy of what is written on what it wraps.
+    names, looks_elsewhere = _mentions(function.__code__)
+    if search.trail is not None:
+        search.trail.note(function, names)
     if DESCRIBED in written and str(space.get("__name__"))[:9] == "torchjac.":
         search.is_sure &= _OF_TRANSFORMS.issuperset(written)
         own = written[DESCRIBED]
@@ -280,7 +279,6 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
         parts.append(_describe(function.__defaults__, search))
     if function.__kwdefaults__:
         parts.append(_describe(function.__kwdefaults__, search))
-    names, looks_elsewhere = _mentions(function.__code__)
     search.is_sure &= not looks_elsewhere
     for name in names:
         known = space.get(name)
@@ -366,6 +364,7 @@ def of_arguments(
         else:
             return tuple(kinds)
     leaves, spec = flatten((args, dict(kwargs)))
+    search.seen = {}  # for what the function reaches may have been described before
     described = [
         _of_tensor(leaf, search) if isinstance(leaf, torch.Tensor) else _describe(leaf, search)
         for leaf in leaves

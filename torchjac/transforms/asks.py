@@ -8,6 +8,7 @@ from typing import Any
 
 from torchjac.planning.captured.watch import Watch
 from torchjac.planning.problem import Ask, Problem
+from torchjac.planning.signature import Described
 from torchjac.transforms.call import Call
 from torchjac.transforms.options import Options
 
@@ -43,4 +44,4 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             problem.is_unchanged = watch.is_unchanged
         return problem
 
-    return Ask(functools.partial(Call, options, func), pose)
+    return Ask(functools.partial(Call, options, func, described=Described()), pose)

@@ -19,6 +19,7 @@ from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, leaves_of, unflatten
 from torchjac.planning.problem import Ask, Problem
+from torchjac.planning.signature import Described
 from torchjac.transforms.call import Call, Leaves
 from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import (
@@ -122,10 +123,10 @@ def batched_jac(
             f"takes one sample."
         )
 
-    kind = _SampleCall if per_sample else _BatchCall
+    kind, described = _SampleCall if per_sample else _BatchCall, Described()
 
     def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _BatchCall:
-        return kind(options, func, args, kwargs, in_dims, randomness)
+        return kind(options, func, args, kwargs, in_dims, randomness, described)
 
     def pose(batch: _BatchCall) -> Problem:
         return Problem(
@@ -180,8 +181,9 @@ class _BatchCall(Call):
         kwargs: Mapping[str, Any],
         in_dims: Any,
         randomness: str,
+        described: Described,
     ) -> None:
-        super().__init__(options, func, args, kwargs)
+        super().__init__(options, func, args, kwargs, described)
         self._in_dims, self._randomness = in_dims, randomness
         self.captures_primals = False  # every sample has parameters of its own
         if options.argnums == PARAMS and isinstance(self._func, torch.jit.ScriptModule):

@@ -21,8 +21,9 @@ from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import ONE_LEAF, TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
 from torchjac.planning.problem import Answer
+from torchjac.planning.search import Search
 from torchjac.planning.signature import (
-    Search,
+    Described,
     modules_of,
     of_arguments,
     of_function,
@@ -69,8 +70,9 @@ class Call:
         func: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        described: Described | None = None,
     ) -> None:
-        self.options = options
+        self.options, self._described = options, described or Described()
         is_module = isinstance(func, torch.nn.Module)
         if is_module and isinstance(func, _WRAPPERS):
             func = func.module  # they are for training: their hooks are not for torch.func
@@ -282,7 +284,7 @@ class Call:
         """What makes another call the same as this one."""
         if self._signature is None:
             search = Search(values=self.options.sparsity is not None)
-            function, self._runs_module = of_function(self._func, search)
+            function, self._runs_module = self._described.by(self._func, search)
             arguments = of_arguments(tuple(self._args), self._kwargs, search)
             self.is_sure = search.is_sure
             self.may_capture = search.connects or not search.is_sure
