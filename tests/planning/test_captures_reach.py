@@ -111,7 +111,7 @@ def test_objects_of_scipy_hide_their_arrays(held):
         (lambda x: torch.sin(x), 2),  # and the name torch
         (closing_over(torch.ones(2)), 2),
         (closing_over({"a": 1, "b": [1, 2]}), 6),
-        (lambda x: math.sqrt(len(x)), 2),
+        (lambda x: math.sqrt(len(x)), 3),  # len may be one of its own some day
     ],
 )
 def test_how_many_bindings_are_compared(func, bindings):

@@ -110,6 +110,53 @@ def changes():
         replaced(with_defaults.__kwdefaults__, "shift", (1, 3)),
         ("with_defaults.__kwdefaults__['shift'] was (1, 2) and is (1, 3) now"),
     )
+
+    def with_keyword(x, *, scale=2.0):
+        return x
+
+    yield (
+        "keywords",
+        with_keyword,
+        assigned(with_keyword, "__kwdefaults__", {"scale": 3.0}),
+        "the keyword defaults of with_keyword is another dict now",
+    )
+    rolled = functools.partial(torch.roll, shifts=1)
+    yield (
+        "partial",
+        closing_over(rolled),
+        lambda: rolled.__setstate__((torch.roll, (), {"shifts": 2}, {})),
+        "value.keywords is another dict now",
+    )
+    space = {"__name__": "someone"}
+    yield (
+        "builtin",
+        types.FunctionType((lambda x: abs(x)).__code__, space),
+        replaced(space, "abs", torch.neg),
+        "the global variable 'abs' is new",
+    )
+    counting = [slice(True)]
+    yield (
+        "slice",
+        closing_over(counting),
+        replaced(counting, 0, slice(1)),
+        "value[0] is another slice now",
+    )
+    python_module, cls = types.ModuleType("someone"), type("Owner", (), {})
+    for name, holder in [("module", python_module), ("class", cls)]:
+        asking = functools.partial(lambda x, holder: getattr(holder, "scale", 1) * x, holder=holder)
+        yield (
+            f"new in a {name}",
+            asking,
+            assigned(holder, "scale", 2),
+            f"{holder.__name__}.scale is new" if holder is cls else ".scale is new",
+        )
+    owner = cls()
+    yield (
+        "new in its class",
+        closing_over(owner),
+        assigned(cls, "__getattr__", lambda self, name: 1),
+        "Owner.__getattr__ is new",
+    )
     other = (lambda x: -x).__code__
     yield "code", (f := lambda x: x), assigned(f, "__code__", other), "the code of <lambda>"
     inner = lambda x: x  # noqa: E731

@@ -98,3 +98,14 @@ def test_what_is_merely_equal_is_a_change(before, now):
     captures = Captures.of(closing_over(held))
     held[0] = now
     assert captures.changed()
+
+
+def test_what_others_write_into_modules_and_classes_is_no_change(monkeypatch):
+    python_module, cls = types.ModuleType("someone"), type("Owner", (), {})
+    captures = Captures.of(lambda x: (python_module, cls(), getattr(cls, "scale", 1)))
+    python_module.other = cls.other = 1
+    assert captures.changed() is None
+    monkeypatch.setattr(Captures, "_compare", lambda self: "compared")
+    assert captures.changed() is None
+    python_module.another = 1
+    assert captures.changed() == "compared"

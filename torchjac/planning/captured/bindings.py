@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANTS", "MISSING", "Container", "Name", "noun", "same"]
+__all__ = ["CONSTANTS", "MISSING", "Container", "Name", "Namespace", "noun", "same"]
 
 # What cannot change inside; tuples are looked into.
 CONSTANTS = (
@@ -79,6 +79,29 @@ class Container(NamedTuple):
         return self._replace(held=(*chain(*self.views),))
 
 
+class Namespace(NamedTuple):
+    """A Python module or a class, which others write into as well: only names that count are looked at."""
+
+    label: str
+    space: Mapping[str, Any]
+    counts: Callable[[str, Any], bool]
+    """Whether a name, and what is there, counts."""
+    names: frozenset[str] = frozenset()
+    """Those that did; what they hold is a `Name` each."""
+    length: int = 0
+
+    def difference(self) -> str | None:
+        """Say which name is there by now, or None."""
+        new = self.renewed().names - self.names
+        return f"{self.label}.{min(new)} is new" if new else None
+
+    def renewed(self) -> Namespace:
+        """The same with what is there now."""
+        there = list(self.space.items())
+        names = frozenset([name for name, value in there if self.counts(name, value)])
+        return self._replace(names=names, length=len(there))
+
+
 def same(before: Any, now: Any) -> bool:
     """Whether one stands for the other: it is the same object, or an equal constant."""
     if before is now:
@@ -86,7 +109,7 @@ def same(before: Any, now: Any) -> bool:
     if type(before) is not type(now):
         return False
     if isinstance(before, slice):
-        return bool(before == now)
+        return all(map(same, *[(one.start, one.stop, one.step) for one in (before, now)]))
     if isinstance(before, tuple):
         return len(before) == len(now) and all(map(same, before, now))
     if isinstance(before, numbers.Number) and not isinstance(before, int):

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from torchjac.planning.captured.bindings import Container, Name
+from torchjac.planning.captured.bindings import Container, Name, Namespace
 from torchjac.planning.captured.reach import OF_MODULES, Search
 
 __all__ = ["Captures"]
@@ -27,11 +27,12 @@ _END = object()
 class Captures:
     """Where a function finds what it captured, and what was there when it was looked at."""
 
-    __slots__ = ("_containers", "_fast", "_names", "tensors", "unsure_of")
+    __slots__ = ("_containers", "_fast", "_names", "_namespaces", "tensors", "unsure_of")
     _fast: tuple[Any, ...]
 
     def __init__(self, found: Search) -> None:
         self._names, self._containers = found.names, found.containers
+        self._namespaces = found.namespaces
         self.tensors: tuple[Tensor, ...] = (*found.tensors.values(),)
         """The tensors found, each once."""
         self.unsure_of: str | None = found.unsure_of
@@ -84,21 +85,28 @@ class Captures:
             # Those of a module's own dicts that are empty are told by their contents alone.
             if key not in OF_MODULES or value or not held.keys() >= OF_MODULES
         ]
-        spaces, lengths = [space for space, _ in attributes], [len(held) for _, held in attributes]
+        bound = tuple(zip(*triples, strict=True)) or ((), (), ())
+        spaces = [*[space for space, _ in attributes], *[n.space for n in self._namespaces]]
+        lengths = [*[len(held) for _, held in attributes], *[n.length for n in self._namespaces]]
         # A mark at the end meets something else if a container grew or shrank.
         live = (*(view for c in ordered for view in c.views), (_END,))
         held = (*chain.from_iterable(c.held for c in ordered), _END)
-        bound = (spaces, lengths, *zip(*triples, strict=True)) if triples else None
-        self._fast = reads, empty, bound, (live, held) if ordered else None
+        sized = (spaces, lengths, *bound) if spaces else None
+        self._fast = reads, empty, sized, (live, held) if ordered else None
 
     def _compare(self) -> str | None:
-        bindings: list[Name | Container] = [*self._names, *self._containers]
+        bindings: list[Name | Container | Namespace] = [
+            *self._names,
+            *self._containers,
+            *self._namespaces,
+        ]
         told = next(filter(None, (binding.difference() for binding in bindings)), None)
         if told:
             return told
         # Equal numbers are other objects now: from here on those are expected.
         self._names = [name.renewed() for name in self._names]
         self._containers = [container.renewed() for container in self._containers]
+        self._namespaces = [namespace.renewed() for namespace in self._namespaces]
         self._prepare()
         return None
 

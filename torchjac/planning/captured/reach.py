@@ -6,7 +6,6 @@ which are shared with the rest of the program, only what the reached code mentio
 
 from __future__ import annotations
 
-import builtins
 import dis
 import functools
 import re
@@ -14,14 +13,14 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchjac.planning.captured.bindings import CONSTANTS, MISSING, Container, Name, noun
+from torchjac.planning.captured.bindings import CONSTANTS, MISSING, Container, Name, Namespace, noun
 
 __all__ = ["OF_MODULES", "Search"]
 
@@ -81,6 +80,7 @@ class Search:
         self._func = func
         self.names: list[Name] = []
         self.containers: list[Container] = []
+        self.namespaces: list[Namespace] = []
         self.tensors: dict[int, Tensor] = {}
         self.unsure_of: str | None = None
         self._seen: dict[int, Any] = {}  # keeps what was seen alive, so that ids stay taken
@@ -92,6 +92,10 @@ class Search:
             self._visit(*self._waiting.popleft())
             if not self._waiting:
                 self._visit_namespaces()
+        mentioned = frozenset(self._mentioned)
+        for space, path, is_class in self._namespaces.values():
+            counts = partial(_counts, mentioned, is_class)
+            self.namespaces.append(Namespace(path, space, counts).renewed())
 
     def _visit(self, subject: Any, path: str) -> None:
         if isinstance(subject, Tensor):
@@ -125,7 +129,11 @@ class Search:
             self._wait((subject(), path))
         else:
             parts = next((_PARTS[kind] for kind in type(subject).__mro__ if kind in _PARTS), None)
-            self._wait(*[(getattr(subject, name), f"{path}.{name}") for name in parts or ()])
+            for name in parts or ():
+                if isinstance(subject, partial):  # another state can be set of it
+                    self._bind(f"{path}.{name}", partial(getattr, subject, name), f"{path}.{name}")
+                else:
+                    self._wait((getattr(subject, name), f"{path}.{name}"))
             if parts is None:
                 self._object(subject, path)
 
@@ -151,7 +159,8 @@ class Search:
             read = partial(getattr, function, "__defaults__")
             self._bind(f"the defaults of {path}", read, f"{path}.__defaults__")
         if function.__kwdefaults__:
-            self._items(function.__kwdefaults__, f"{path}.__kwdefaults__")
+            read = partial(getattr, function, "__kwdefaults__")
+            self._bind(f"the keyword defaults of {path}", read, f"{path}.__kwdefaults__")
         mentions = _mentions(function.__code__)
         named = {*mentions.variables, *function.__code__.co_freevars}
         if vars(function) or function is not self._func or function.__name__ in named:
@@ -162,8 +171,7 @@ class Search:
         for name in mentions.variables:
             if name in _DYNAMIC or (name in _READERS and name not in space):
                 self._doubt(f"{path}, which calls {name}")
-            if name in space or not hasattr(builtins, name):
-                self._bind_item(f"the global variable {name!r}", space, name, name)
+            self._bind_item(f"the global variable {name!r}", space, name, name)
         for name in mentions.imports:
             package = sys.modules.get(f"{space.get('__package__')}.{name}", sys.modules.get(name))
             self._wait((package, name))
@@ -181,8 +189,7 @@ class Search:
         """Bind what was mentioned, by any of the code reached, of Python modules and of classes."""
         for space, path, is_class in self._namespaces.values():
             for name, value in space.items():
-                special = is_class and isinstance(value, types.FunctionType) and name[:2] == "__"
-                if name in self._mentioned or (special and name not in _MAKERS):
+                if _counts(self._mentioned, is_class, name, value):
                     self._bind_item(f"{path}.{name}", space, name, f"{path}.{name}")
 
     def _bind_item(self, label: str, space: Mapping[str, Any], name: str, path: str) -> None:
@@ -249,6 +256,12 @@ class Search:
             seen = Container(label, views, None if ordered else container).renewed()
             self.containers += [] if isinstance(container, (tuple, frozenset)) else [seen]
             self._wait(*[(value, label(key)) for key, value in seen.items().items()])
+
+
+def _counts(mentioned: Set[str], is_class: bool, name: str, value: Any) -> bool:
+    """Whether code that mentions such names may look for one in a Python module or in a class."""
+    special = is_class and isinstance(value, types.FunctionType) and name[:2] == "__"
+    return name in mentioned or (special and name not in _MAKERS)
 
 
 class _Mentions(NamedTuple):
