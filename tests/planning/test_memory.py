@@ -1,12 +1,14 @@
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
 
 import torchjac
 from torchjac.foundations.store import Store
-from torchjac.planning import memory
-from torchjac.planning.memory import Record, forget_everything, recall, remember
+from torchjac.planning import memory, solve
+from torchjac.planning.memory import Memory, Record, forget_everything
 from torchjac.planning.signature import of_function
 
 RECORD = Record((1,), 1, ())
@@ -20,23 +22,23 @@ def jacobian(func, x):
 
 
 def test_what_was_remembered_is_recalled_until_everything_is_forgotten():
-    remember("key", RECORD)
-    assert recall("key") is RECORD
+    Memory().remember("key", RECORD)
+    assert Memory().recall("key") is RECORD
     forget_everything()
-    assert recall("key") is None
+    assert Memory().recall("key") is None
 
 
 def test_the_oldest_is_forgotten_when_there_are_too_many(monkeypatch):
     monkeypatch.setattr(memory, "_records", Store(3, 0))
     for key in range(5):
-        remember(key, RECORD)
-    assert [recall(key) for key in range(5)] == [None, None, RECORD, RECORD, RECORD]
+        Memory().remember(key, RECORD)
+    assert [Memory().recall(key) for key in range(5)] == [None, None, RECORD, RECORD, RECORD]
 
 
 def test_signatures_of_what_is_gone_are_forgotten_like_any_other(monkeypatch):
     monkeypatch.setattr(memory, "_records", Store(3, 0))
     for _ in range(10):
-        remember(of_function(torch.nn.Linear(2, 2)), RECORD)
+        Memory().remember(of_function(torch.nn.Linear(2, 2)), RECORD)
     assert len(memory._records) == 3
 
 
@@ -47,8 +49,8 @@ def test_threads_may_remember_at_once(monkeypatch):
     def work(first):
         try:
             for key in range(first, first + 500):
-                remember(key, RECORD)
-                recall(key)
+                Memory().remember(key, RECORD)
+                Memory().recall(key)
         except Exception as error:  # noqa: BLE001 (it must reach the main thread)
             errors.append(error)
 
@@ -65,6 +67,99 @@ def test_a_lambda_in_a_loop_is_remembered_once():
     for _ in range(5):
         torchjac.jac(lambda x: x.sin())(torch.ones(3))
     assert len(memory._records) == 1
+
+
+# A transform that is kept holds on to what it remembers
+
+
+def record():
+    return Record((1,), 1, ())
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """What transforms share forgets all but the latest signature."""
+    monkeypatch.setattr(memory, "_records", Store(1, 0))
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_what_one_transform_remembers_another_does_not_push_out():
+    one, other, records = Memory(), Memory(), [record() for _ in range(3)]
+    for key in (0, 1):
+        one.remember(key, records[key])
+    other.remember(2, records[2])
+    for _ in range(3):
+        assert [one.recall(key) for key in range(3)] == records
+        assert other.recall(2) is records[2]
+    assert other.recall(0) is None
+
+
+def test_what_was_replaced_is_recalled_by_nobody():
+    one, other, records = Memory(), Memory(), [record(), record()]
+    for key in ("key", "another"):
+        one.remember(key, records[0])
+        assert other.recall(key) is records[0]
+        other.remember(key, records[1])
+        assert one.recall(key) is other.recall(key) is records[1]
+
+
+def test_to_forget_everything_is_for_transforms_that_are_kept_too():
+    kept = Memory()
+    for key in ("key", "another"):
+        kept.remember(key, record())
+    forget_everything()
+    assert kept.recall("key") is kept.recall("another") is None
+
+
+def test_it_holds_few_signatures():
+    kept = Memory()
+    for key in range(100):
+        kept.remember(key, record())
+    assert len(kept._others) <= memory._MOST_HELD
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_its_memory_goes_with_a_transform():
+    derivative = torchjac.jac(lambda x: x.sin())
+    derivative(torch.ones(3))
+    ((found, _),) = memory._records._values.values()
+    ref = weakref.ref(found)
+    del found
+    torchjac.jac(lambda x: x.cos())(torch.ones(3))
+    gc.collect()
+    assert ref() is not None
+    del derivative
+    gc.collect()
+    assert ref() is None
+
+
+class Unsure(torch.nn.Module):
+    def forward(self, x):
+        return x * x.roll(1)
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("func", [lambda x: x * x.roll(1), Unsure()], ids=["function", "module"])
+def test_transforms_in_turn_look_once_each(func, monkeypatch):
+    looks = []
+    first_look = solve.first_look
+    monkeypatch.setattr(solve, "first_look", lambda *args: looks.append(1) or first_look(*args))
+    made = [torchjac.jac(func, sparsity="detect", mode=mode) for mode in ("forward", "reverse")]
+    made += [torchjac.jac(func), torchjac.batched_jac(func)]
+    for _ in range(5):
+        for derivative in made:
+            derivative(torch.ones(4, 4) if derivative is made[-1] else torch.ones(4))
+            derivative(torch.ones(6, 6) if derivative is made[-1] else torch.ones(6))
+    assert len(looks) == 2 * len(made)
+
+
+def test_a_call_like_the_one_before_compares_no_signatures(monkeypatch):
+    shift = torch.ones(3)
+    derivative = torchjac.jac(lambda x: x * shift, sparsity=torch.eye(3).bool())
+    for _ in range(3):
+        derivative(torch.ones(3))
+    monkeypatch.setattr(torchjac.SparsityPattern, "__hash__", None)
+    assert torch.equal(derivative(torch.ones(3)), torch.eye(3))
 
 
 # A memory that is stale costs time, never correctness

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import torchjac
-from torchjac.planning.memory import Record, recall, remember
+from torchjac.planning.memory import Memory, Record
 from torchjac.planning.signature import Search, of_arguments, of_function
 
 
@@ -280,7 +280,7 @@ def test_a_description_keeps_neither_the_function_nor_what_it_reaches_alive(make
     watched = [weakref.ref(func)] if isinstance(func, types.FunctionType) else []
     watched.append(weakref.ref(reached))
     key = of_function(func)
-    remember(key, Record((1,), 1, ()))
+    Memory().remember(key, Record((1,), 1, ()))
     del func, reached
     gc.collect()
     assert [ref() for ref in watched] == [None] * len(watched)
@@ -289,7 +289,7 @@ def test_a_description_keeps_neither_the_function_nor_what_it_reaches_alive(make
 def test_a_description_keeps_no_argument_alive():
     x, net = torch.ones(2), torch.nn.Linear(2, 2)
     watched = [weakref.ref(x), weakref.ref(net)]
-    remember(of_arguments(({"x": [x]}, net), {}), Record((1,), 1, ()))
+    Memory().remember(of_arguments(({"x": [x]}, net), {}), Record((1,), 1, ()))
     del x, net
     gc.collect()
     assert [ref() for ref in watched] == [None, None]
@@ -298,11 +298,11 @@ def test_a_description_keeps_no_argument_alive():
 def test_what_is_gone_is_never_taken_for_something_new():
     module = torch.nn.Linear(2, 2)
     key = of_function(module)
-    remember(key, Record((1,), 1, ()))
+    Memory().remember(key, Record((1,), 1, ()))
     del module
     gc.collect()
     # The memory may be used again for another module, at the same address.
-    assert all(recall(of_function(torch.nn.Linear(2, 2))) is None for _ in range(20))
+    assert all(Memory().recall(of_function(torch.nn.Linear(2, 2))) is None for _ in range(20))
 
 
 def test_a_log_that_grows_with_every_call_is_no_other_function():

@@ -1,11 +1,13 @@
 """What is remembered of a signature between calls.
 
 A memory may be stale, for a function can change its mind; then it costs time, never correctness. It
-holds no function, module or tensor, and forgets the oldest signatures when there are many.
+holds no function, module or tensor. All transforms share one, which forgets the oldest signatures when there
+are many or when they are heavy; a transform that is kept holds on to its own.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -20,17 +22,17 @@ from torchjac.planning.ways import Way
 __all__ = [
     "Alike",
     "Known",
+    "Memory",
     "Record",
     "forget_everything",
     "known_of",
-    "recall",
     "recall_alike",
-    "remember",
     "remember_alike",
 ]
 
 _MOST = 4096
 _HEAVIEST = 2**29  # bytes of indices that belong to sparsity patterns
+_MOST_HELD = 16  # signatures of one transform
 # Points at which a comparison may tell nothing before it is given up.
 _MOST_UNSETTLED = 3
 
@@ -65,6 +67,8 @@ class Record:
     """How many comparisons could not tell much, so that the next call is compared too."""
     guest: tuple[Hashable, int] = (None, 0)
     """The signature that was last served with this record though it has another, and how often in a row."""
+    age: object = None
+    """When it was remembered; there is no such time any more if it was replaced, or all was forgotten."""
 
     @property
     def next_way(self) -> Way:
@@ -114,16 +118,45 @@ class Alike(NamedTuple):
 _records: Store[Record] = Store(_MOST, _HEAVIEST)
 _alike: Store[Alike] = Store(_MOST, _HEAVIEST)
 _known: Store[Known] = Store(_MOST, _HEAVIEST)
+_now = object()
 
 
-def recall(key: Hashable) -> Record | None:
-    """Return what is known of a signature."""
-    return _records.get(key)
+class Memory:
+    """What one transform remembers; its latest signatures it does not forget, whatever others do."""
 
+    _latest: tuple[Hashable, Record] | None = None
+    _others: Store[Record] | None = None
 
-def remember(key: Hashable, record: Record) -> None:
-    """Keep a record, and drop the oldest ones when there are too many."""
-    _records.put(key, record, record.compression.nbytes if record.compression else 0)
+    def recall(self, key: Hashable) -> Record | None:
+        """Return what is known of a signature."""
+        latest = self._latest
+        if latest is not None and latest[0] is key and latest[1].age is _now:
+            return latest[1]
+        record = _records.get(key)
+        if record is None and self._others is not None:
+            record = self._others.get(key)
+        if record is None or record.age is not _now:
+            return None
+        self._latest = key, record
+        if latest is not None and latest[1] is not record:
+            self._put_by(*latest)
+        return record
+
+    def remember(self, key: Hashable, record: Record) -> None:
+        """Keep a record in place of another one, here and for other transforms."""
+        before = _records.get(key)
+        if before is not None:
+            before.age = None
+        record.age = _now
+        latest, self._latest = self._latest, (key, record)
+        if latest is not None:
+            self._put_by(*latest)
+        _records.put(key, record, record.compression.nbytes if record.compression else 0)
+
+    def _put_by(self, key: Hashable, record: Record) -> None:
+        if self._others is None:
+            self._others = Store(_MOST_HELD, sys.maxsize)
+        self._others.put(key, record)
 
 
 def remember_alike(likeness: Hashable, alike: Alike) -> None:
@@ -147,6 +180,8 @@ def known_of(key: Hashable) -> Known:
 
 def forget_everything() -> None:
     """Start anew; tests count first-time work with it."""
+    global _now
+    _now = object()
     _records.clear()
     _alike.clear()
     _known.clear()

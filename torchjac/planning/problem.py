@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -17,6 +17,7 @@ from torchjac.foundations.identity import Identity
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.compressed import Compression
+from torchjac.planning.memory import Memory
 from torchjac.planning.modes import ORDINARY, Work
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
 from torchjac.structure.blocks import SparseBlock
@@ -91,6 +92,8 @@ class Problem:
     whether the pattern is known already."""
     is_unchanged: Callable[[Hashable], bool] = lambda key: False
     """Whether that has been taken down, and is so still."""
+    memory: Memory = field(default_factory=Memory)
+    """What the transform remembers of earlier calls."""
     is_guest: bool = False
     """Whether what is known is of another function of the same code, over other tensors."""
     is_settled: bool = True

@@ -17,7 +17,7 @@ from torchjac.evaluation.surroundings import Draw, is_eager, is_out_of_memory, l
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.seeds import Seeds
 from torchjac.planning.compressed import Compression
-from torchjac.planning.memory import Record, recall
+from torchjac.planning.memory import Memory, Record
 from torchjac.planning.problem import Answer
 from torchjac.planning.sparsity import still_holds
 from torchjac.planning.ways import Way
@@ -30,6 +30,7 @@ class Repeatable(Protocol):
     """A flat function at a point, of which something may be known."""
 
     primals: list[Tensor]
+    memory: Memory
     is_sure: bool
     outcome: Any
     begun: Engine | Exception | None
@@ -49,7 +50,7 @@ def repeated(call: Repeatable) -> Answer | None:
     """
     if not is_eager():
         return None
-    known = recall(call.signature())
+    known = call.memory.recall(call.signature())
     if known is None or known.repeats is None:
         return None
     if known.compression is not None and not _holds(known.compression, call):

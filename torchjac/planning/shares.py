@@ -33,7 +33,7 @@ from torchjac.evaluation.surroundings import Draw, out_of_inference
 from torchjac.foundations.digests import digest
 from torchjac.foundations.ranks import Ranks, Split
 from torchjac.planning.fallback import is_of_a_backward, warn_user
-from torchjac.planning.memory import Record, recall, remember
+from torchjac.planning.memory import Record
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.solve import first_look, solve
 from torchjac.planning.ways import Way
@@ -94,10 +94,10 @@ def tell_values(ranks: Ranks, values: Sequence[Tensor], of: str = "") -> None:
 def _seen(problem: Problem) -> Record:
     """What is known of the whole problem; looked at once, and remembered."""
     key = problem.signature()
-    record = recall(key)
+    record = problem.memory.recall(key)
     if record is None:
         record = first_look(problem, Draw(problem.primals))
-        remember(key, record)
+        problem.memory.remember(key, record)
     return record
 
 

@@ -85,6 +85,8 @@ class Described:
     Not before the second call does anybody take down what is read: there may be no other.
     """
 
+    latest: tuple[Hashable, ...] | None = None
+    """A signature that the description is the first part of."""
     _known: tuple[Trail, Hashable, bool] | None = None
     _was_called = False
     _in_vain = 0

@@ -28,7 +28,7 @@ from torchjac.planning.attempt import attempt, read_off, to_check
 from torchjac.planning.compressed import Compression
 from torchjac.planning.fallback import Refusals, is_of_the_call, is_refusal, warn_slower
 from torchjac.planning.look import evaluate_plainly, look
-from torchjac.planning.memory import Alike, Record, recall, recall_alike, remember, remember_alike
+from torchjac.planning.memory import Alike, Record, recall_alike, remember_alike
 from torchjac.planning.problem import Answer, Problem
 from torchjac.planning.sparsity import compress, still_holds
 from torchjac.planning.verify import is_telling, verified
@@ -50,7 +50,7 @@ def solve(problem: Problem) -> Answer:
     if problem.layout is not torch.strided and inside_transform():
         _refuse_layout(problem)
     key = problem.signature()
-    record = recall(key) or _of_its_like(problem, key)
+    record = problem.memory.recall(key) or _of_its_like(problem, key)
     if problem.slower is None:
         return _solve(problem, key, record)
     if record is not None and record.slower:
@@ -84,7 +84,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         keep = problem.noted(key, not is_new)
     if record is None:
         record = first_look(problem, draw or Draw(problem.primals))
-        remember(key, record)
+        problem.memory.remember(key, record)
         _note_likeness(problem, key, record)
         problem.is_settled, problem.is_guest = True, False
         if keep is not None and detects:
@@ -135,7 +135,9 @@ def _of_its_like(problem: Problem, key: Hashable) -> Record | None:
         return None
     likeness, tensors = problem.likeness()
     alike = recall_alike(likeness)
-    record = None if alike is None or not alike.serves(tensors) else recall(alike.key)
+    record = (
+        None if alike is None or not alike.serves(tensors) else problem.memory.recall(alike.key)
+    )
     if record is None or record.compression is None or not record.compression.is_true_to_constants:
         return None
     last, times = record.guest

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torchjac.planning.captured.watch import Watch
+from torchjac.planning.memory import Memory
 from torchjac.planning.problem import Ask, Problem
 from torchjac.planning.signature import Described
 from torchjac.transforms.call import Call
@@ -38,10 +39,12 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             is_sure=lambda: call.is_sure,
             keep_state=call.keep_state,
             layout=options.layout,
+            memory=call.memory,
         )
         if watch is not None:
             problem.noted = lambda key, again: watch.noted(key, *call.given, again=again)
             problem.is_unchanged = watch.is_unchanged
         return problem
 
-    return Ask(functools.partial(Call, options, func, described=Described()), pose)
+    take = functools.partial(Call, options, func, described=Described(), memory=Memory())
+    return Ask(take, pose)

@@ -18,6 +18,7 @@ from torchjac.errors import (
 from torchjac.evaluation.surroundings import Draw
 from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, leaves_of, unflatten
+from torchjac.planning.memory import Memory
 from torchjac.planning.problem import Ask, Problem
 from torchjac.planning.signature import Described
 from torchjac.transforms.call import Call, Leaves
@@ -123,10 +124,11 @@ def batched_jac(
             f"takes one sample."
         )
 
-    kind, described = _SampleCall if per_sample else _BatchCall, Described()
+    kind = _SampleCall if per_sample else _BatchCall
+    described, memory = Described(), Memory()
 
     def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _BatchCall:
-        return kind(options, func, args, kwargs, in_dims, randomness, described)
+        return kind(options, func, args, kwargs, in_dims, randomness, described, memory)
 
     def pose(batch: _BatchCall) -> Problem:
         return Problem(
@@ -146,6 +148,7 @@ def batched_jac(
             others=batch.others,
             keep_state=batch.keep_state,
             is_sure=lambda: batch.is_sure,
+            memory=memory,
         )
 
     def tree(batch: _BatchCall, outcome: Outcome, leaves: Leaves) -> Any:
@@ -182,9 +185,11 @@ class _BatchCall(Call):
         in_dims: Any,
         randomness: str,
         described: Described,
+        memory: Memory,
     ) -> None:
-        super().__init__(options, func, args, kwargs, described)
+        super().__init__(options, func, args, kwargs, described, memory)
         self._in_dims, self._randomness = in_dims, randomness
+        self._told_by = (type(self).__name__, repr(in_dims), randomness)
         self.captures_primals = False  # every sample has parameters of its own
         if options.argnums == PARAMS and isinstance(self._func, torch.jit.ScriptModule):
             raise ArgumentTypeError(
@@ -291,10 +296,6 @@ class _BatchCall(Call):
                 for leaf, dim in zip(leaves, self._primal_dims, strict=True)
             ]
         )
-
-    def signature(self) -> Any:
-        """What makes another call the same as this one."""
-        return (type(self).__name__, repr(self._in_dims), self._randomness, super().signature())
 
 
 class _SampleCall(_BatchCall):

@@ -20,6 +20,7 @@ from torchjac.evaluation.surroundings import compiling, exclusively, is_aside
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import ONE_LEAF, TreeSpec, flatten, map_tree, unflatten
 from torchjac.foundations.strides import is_dense
+from torchjac.planning.memory import Memory
 from torchjac.planning.problem import Answer
 from torchjac.planning.search import Search
 from torchjac.planning.signature import (
@@ -61,6 +62,7 @@ class Call:
     """What came of an evaluation whose derivative nobody has taken yet."""
     _is_on_copies = False
     _signature: Hashable | None = None
+    _told_by: Hashable = None
     _buffers: Buffers | None = None
     _replaced: contextlib.ExitStack | None = None
 
@@ -71,8 +73,10 @@ class Call:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         described: Described | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        self.options, self._described = options, described or Described()
+        self.options, self.memory = options, memory or Memory()
+        self._described = described or Described()
         is_module = isinstance(func, torch.nn.Module)
         if is_module and isinstance(func, _WRAPPERS):
             func = func.module  # they are for training: their hooks are not for torch.func
@@ -288,7 +292,12 @@ class Call:
             arguments = of_arguments(tuple(self._args), self._kwargs, search)
             self.is_sure = search.is_sure
             self.may_capture = search.connects or not search.is_sure
-            self._signature = (self.options, function, arguments)
+            # The very same one, if nothing is new: then it is known without being compared.
+            latest = self._described.latest
+            if latest is None or latest[0] is not function or latest[1] != arguments:
+                latest = (function, arguments, self.options, self._told_by)
+                self._described.latest = latest
+            self._signature = latest
         return self._signature
 
     @property

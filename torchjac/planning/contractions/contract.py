@@ -61,7 +61,6 @@ from torchjac.planning.contractions.witness import (
 )
 from torchjac.planning.fallback import Refusals, warn_user
 from torchjac.planning.look import evaluate_plainly, look
-from torchjac.planning.memory import recall, remember
 from torchjac.planning.sparsity import still_holds
 from torchjac.planning.ways import Way, hessian_ways, jacobian_ways
 
@@ -98,12 +97,12 @@ def contract(asked: Contraction) -> tuple[Estimate, Any]:
     layout = Layout(problem.primals)
     signs, draw = _signs(asked, layout), Draw(problem.primals)
     key = asked.key()
-    record = recall(key)
+    record = problem.memory.recall(key)
     assert record is None or isinstance(record, Remembered)
     found = None if record is None else record.recalled(asked)
     if record is None or found is None:
         record, found = _look(asked, record, draw)
-        remember(key, record)
+        problem.memory.remember(key, record)
     result = _first_that_works(_Call(asked, record, found, layout, signs), draw)
     if problem.order == 2:
         check_along_a_line(asked, record.line, draw)
