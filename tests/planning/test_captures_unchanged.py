@@ -104,6 +104,7 @@ def test_what_others_write_into_modules_and_classes_is_no_change(monkeypatch):
     python_module, cls = types.ModuleType("someone"), type("Owner", (), {})
     captures = Captures.of(lambda x: (python_module, cls(), getattr(cls, "scale", 1)))
     python_module.other = cls.other = 1
+    python_module.scale = types.ModuleType("someone.scale")  # a part of it was imported
     assert captures.changed() is None
     monkeypatch.setattr(Captures, "_compare", lambda self: "compared")
     assert captures.changed() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gc
 import math
@@ -15,17 +14,16 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import torchjac
-from torchjac.planning import signature
+from tests.planning.changing import CHANGES, MATRIX
+from torchjac.planning import signature, trail
 from torchjac.planning.search import Search
 from torchjac.planning.signature import Described, of_function
 
 VALUES = pytest.mark.parametrize("values", [True, False])
 SCALE = 2.0
-MATRIX = torch.eye(3)
-FRESH: Any = None
 
 
 def assert_up_to_date(described: Described, func: Any, values: bool) -> None:
@@ -108,175 +106,6 @@ def test_a_first_call_takes_nothing_down(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- What changes ----------------------------------------------------------------------------------
 
 
-def of_cell() -> Iterator[Any]:
-    held: Any = torch.ones(2)
-
-    def func(x: Tensor) -> Any:
-        return x, held
-
-    yield func
-    things = torch.zeros(2), 1, 2, 1.0, True, None, "a", [MATRIX], (MATRIX,), nn.Linear(1, 1)
-    for held in things:
-        yield held
-    del held
-    yield
-    held = 1
-    yield
-
-
-def of_list() -> Iterator[Any]:
-    items: list[Any] = [torch.ones(2), [1, torch.ones(3)]]
-    yield lambda x: items
-    items[1][1] = torch.ones(3)
-    yield
-    items.append(2)
-    yield
-    items[1].insert(0, None)
-    yield
-    items.reverse()
-    yield
-    items.append(items)
-    yield
-    items.clear()
-    yield
-
-
-def of_one_list_for_another() -> Iterator[Any]:
-    one, other = [MATRIX, 1], [MATRIX, 1]
-    yield lambda x: (one, other)
-    other = one
-    yield other
-    one = [MATRIX, 2]
-    yield one
-
-
-def of_tensor() -> Iterator[Any]:
-    weight, bias = torch.ones(2), torch.ones(2, requires_grad=True)
-    yield lambda x: (weight, bias)
-    weight.requires_grad_()
-    yield
-    bias.requires_grad_(False)
-    yield
-    weight.data = torch.ones(5)
-    yield
-
-
-def of_parameter() -> Iterator[Any]:
-    parameter = nn.Parameter(torch.ones(3))
-    yield lambda x: parameter
-    parameter.data = torch.ones(4)
-    yield
-
-
-def of_globals() -> Iterator[Any]:
-    space: dict[str, Any] = {"torch": torch, "helper": lambda x: x, "n": 1}
-    yield types.FunctionType(
-        compile("lambda x: abs(helper(x)) + n", "", "eval").co_consts[0], space
-    )
-    space["n"] = 2
-    yield
-    space["abs"] = lambda x: x
-    yield
-    space["helper"] = torch.sin
-    yield
-    del space["n"]
-    yield
-    space["n"] = torch.ones(2)
-    yield
-
-
-def of_python_module() -> Iterator[Any]:
-    module = types.ModuleType("constants")
-    space: dict[str, Any] = {"constants": module}
-    yield types.FunctionType(compile("lambda x: constants.n", "", "eval").co_consts[0], space)
-    module.n = 1
-    yield
-    module.n = MATRIX
-    yield
-    module.n = torch.sin
-    yield
-    space["constants"] = math
-    yield
-
-
-def of_defaults() -> Iterator[Any]:
-    def func(x: Tensor, n: int = 1, weight: Tensor = MATRIX) -> Any:
-        return x
-
-    yield func
-    func.__defaults__ = (2, MATRIX)
-    yield
-    func.__defaults__ = (2, torch.eye(3))
-    yield
-    func.__kwdefaults__ = {"n": 3}
-    yield
-    func.__kwdefaults__ = {"n": 4}
-    yield
-    func.mark = True  # type: ignore[attr-defined]
-    yield
-
-
-def of_code() -> Iterator[Any]:
-    def helper(x: Tensor) -> Tensor:
-        return x.sin()
-
-    yield lambda x: helper(x)
-    helper.__code__ = (lambda x: x.cos()).__code__
-    yield
-
-
-def of_library() -> Iterator[Any]:
-    def stack(x: Tensor) -> Tensor:
-        return x
-
-    library = types.FunctionType(stack.__code__, {"__name__": "torch"}, "stack")
-    space: dict[str, Any] = {"stack": library}
-    yield types.FunctionType(compile("lambda x: stack(x)", "", "eval").co_consts[0], space)
-    library.__code__ = (lambda x: -x).__code__
-    yield
-
-
-def of_library_closure() -> Iterator[Any]:
-    n: Any = 1
-
-    def stack(x: Tensor) -> Any:
-        return n
-
-    library = types.FunctionType(
-        stack.__code__, {"__name__": "torch"}, "stack", None, stack.__closure__
-    )
-    space: dict[str, Any] = {"stack": library}
-    yield types.FunctionType(compile("lambda x: stack(x)", "", "eval").co_consts[0], space)
-    for n in (2, MATRIX):
-        yield n
-
-
-@dataclasses.dataclass(frozen=True)
-class Numbers:
-    n: int
-
-
-def of_what_may_change_otherwise() -> Iterator[Any]:
-    words, record = {"n": 1}, Numbers(1)
-    partial, method = functools.partial(torch.roll, shifts=1), MATRIX.mul
-    yield lambda x: (words, record, partial, method)
-    words["n"] = 2
-    yield
-    object.__setattr__(record, "n", 2)
-    yield
-    partial.__setstate__((torch.roll, (), {"shifts": 2}, {}))
-    yield
-    method = torch.eye(3).mul
-    yield method
-
-
-CHANGES = [
-    *(of_cell, of_list, of_one_list_for_another, of_tensor, of_parameter, of_globals),
-    *(of_python_module, of_defaults, of_code, of_library, of_library_closure),
-    of_what_may_change_otherwise,
-]
-
-
 @VALUES
 @pytest.mark.parametrize("make", CHANGES)
 def test_changes_are_seen(make: Any, values: bool) -> None:
@@ -331,6 +160,10 @@ def test_any_changes_are_seen(steps: Any, values: bool) -> None:
         assert_up_to_date(kept(shelf.func, values), shelf.func, values)
 
 
+def closing_over(held: Any) -> Callable[..., Any]:
+    return lambda x: held
+
+
 # --- What it costs ---------------------------------------------------------------------------------
 
 
@@ -338,8 +171,12 @@ def test_what_changes_all_the_time_is_not_taken_down_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     count, taken = 0, []
-    trail = signature.Trail
-    monkeypatch.setattr(signature, "Trail", lambda: taken.append(count) or trail())
+
+    def make(func: Any) -> trail.Trail:
+        taken.append(count)
+        return trail.Trail(func)
+
+    monkeypatch.setattr(signature, "Trail", make)
     described, func = Described(), lambda x: x * count
     for count in range(20):  # noqa: B007 - func reads it
         described.by(func, Search(values=True))
@@ -359,20 +196,42 @@ def test_what_changes_now_and_then_is_taken_down_again() -> None:
 
 def test_a_tensor_that_was_replaced_is_free() -> None:
     held = torch.ones(2)
-    items, func = [held], lambda x: (held, items)
-    kept(func, True)
+    items, inner = [held], closing_over(held)
+    func = lambda x: (held, items, inner)  # noqa: E731
     described = kept(func, True)
     ref = weakref.ref(held)
     held = items[0] = torch.zeros(2)
+    inner = closing_over(held)
     gc.collect()
     assert ref() is None
     assert_up_to_date(described, func, True)
 
 
+class Long(list[Any]):
+    reads = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in super().__iter__():
+            Long.reads += 1
+            yield item
+
+
 def test_a_long_list_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [torch.sin] * 1000
-    func = lambda x: items  # noqa: E731
-    assert not is_used_again(kept(func, True), func, monkeypatch)
+    monkeypatch.setattr(trail, "_ROWS", frozenset({Long}))
+    monkeypatch.setattr(trail, "_SIZED", frozenset({Long}))
+    items = Long([torch.sin] * 1000)
+    taken = trail.Trail(lambda x: items)
+    taken.note(lambda x: items, ())  # type: ignore[arg-type]
+    assert taken.is_broken
+    assert Long.reads == 0
+
+
+@pytest.mark.skipif(not hasattr(torch.nested, "nested_tensor"), reason="PyTorch has none")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_without_a_shape() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    for held in (nested, nested.clone().requires_grad_(), torch.eye(2).to_sparse()):
+        kept(closing_over(held), True)
 
 
 # --- Through the transforms ------------------------------------------------------------------------
@@ -394,3 +253,21 @@ def test_a_pattern_that_depends_on_what_changes(sparsity: Any) -> None:
     for shift in (1, 1, 1, 1, 2, 2, 2, 2, 1, 3, 1):
         expected = torch.func.jacrev(lambda x, s=shift: x * torch.roll(x, s))(x)
         assert torch.equal(derivative(x), expected)
+
+
+@pytest.mark.parametrize("sparsity", [None, "detect"])
+def test_a_pattern_that_depends_on_what_changes_in_a_partial(sparsity: Any) -> None:
+    x, func = torch.arange(1.0, 6.0), functools.partial(lambda x, s: x * torch.roll(x, s), s=1)
+    derivative = torchjac.jac(func, sparsity=sparsity)
+    for shift in (1, 1, 1, 1, 2, 2, 2, 2, 1, 3, 1):
+        func.keywords["s"] = shift
+        assert torch.equal(derivative(x), torch.func.jacrev(func)(x))
+
+
+def test_gradients_of_what_requires_grad_by_now() -> None:
+    factor = torch.ones(3)
+    derivative = torchjac.jac(factor.mul)
+    for _ in range(4):
+        assert not derivative(torch.ones(3)).requires_grad
+    factor.requires_grad_()
+    assert derivative(torch.ones(3)).requires_grad

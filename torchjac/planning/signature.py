@@ -7,7 +7,6 @@ the code can reach, never the function object. Nothing in a signature keeps any 
 
 from __future__ import annotations
 
-import dis
 import functools
 import itertools
 import types
@@ -20,6 +19,7 @@ from torchjac.foundations.frozen import is_record
 from torchjac.foundations.identity import Identity
 from torchjac.foundations.pytree import flatten
 from torchjac.foundations.strides import is_dense
+from torchjac.planning.mentions import UNCHANGING, mentions
 from torchjac.planning.search import Search
 from torchjac.planning.switches import WORDS, switches_of
 from torchjac.planning.trail import Trail
@@ -40,19 +40,11 @@ _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 # Of a container or a text, so many items are looked at; functions and modules come in small numbers.
 _LONG = 64
-# Where functions come from whose globals stay as they are.
-_UNCHANGING = frozenset({"builtins", "functools", "math", "operator", "torch", "torchjac"})
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 # What holds nothing else.
 _PLAIN = frozenset({int, float, complex, range, slice, torch.Size, *_SWITCHES})
 _KEYS = frozenset({int, float, *WORDS})
 _VALUES = frozenset({*_TENSORS, int, float, types.ModuleType})
-# With these, code reaches what it does not mention.
-_DYNAMIC = frozenset(
-    {"globals", "locals", "vars", "eval", "exec", "getattr", "__import__", "import_module", "open"}
-)
-
-
 # Where torchjac's own transforms write on the functions they return what these are: an object with ``func``,
 # the function within, and ``told_by``, the options.
 DESCRIBED = "_transform"
@@ -102,11 +94,11 @@ class Described:
             self._known = None
         if self._was_called and self._in_vain < _MOST_IN_VAIN:
             self._in_vain += 1
-            search.trail = Trail()
+            search.trail = Trail(func)
         self._was_called = True
         described = _describe(func, search)
         taken, search.trail = search.trail, None
-        if taken is not None and search.is_sure and not taken.is_broken:
+        if taken is not None and search.is_sure and not taken.is_broken and taken.is_unchanged():
             self._known = taken, described, search.connects
         return described, bool(search.modules)
 
@@ -131,8 +123,7 @@ def _describe(subject: Any, search: Search) -> Any:
     if kind is types.FunctionType and id(subject) not in search.seen:  # most of what there is
         return _describe_function(subject, search)
     if kind in _VALUES:
-        search.connects |= kind in _TENSORS and subject.requires_grad
-        return _describe_value(subject, search) if search.values else kind
+        return _describe_value(subject, search)
     if isinstance(subject, _SWITCHES):
         return _describe_switch(subject, search)
     if id(subject) in search.seen:
@@ -142,9 +133,7 @@ def _describe(subject: Any, search: Search) -> Any:
     if isinstance(subject, types.MethodType):
         return (_describe(subject.__func__, search), _describe(subject.__self__, search))
     if isinstance(subject, types.BuiltinMethodType):
-        # Made anew at every access, so its identity says nothing; that of what it belongs to does.
-        owner = subject.__self__
-        return (subject.__qualname__, None if owner is None else _describe(owner, search))
+        return _describe_builtin(subject, search)
     if isinstance(subject, functools.partial):
         parts = (subject.func, *subject.args, *subject.keywords.values())
         return ("partial", *subject.keywords, *[_describe(part, search) for part in parts])
@@ -153,6 +142,14 @@ def _describe(subject: Any, search: Search) -> Any:
     if isinstance(subject, slice):
         return (slice, *[_describe(p, search) for p in (subject.start, subject.stop, subject.step)])
     return _describe_object(subject, search)
+
+
+def _describe_builtin(subject: types.BuiltinMethodType, search: Search) -> Any:
+    # Made anew at every access, so its identity says nothing; that of what it belongs to does.
+    owner = subject.__self__
+    if owner is None or isinstance(owner, types.ModuleType):  # a function
+        return (subject.__qualname__, owner and owner.__name__)
+    return (subject.__qualname__, _describe(owner, search))
 
 
 def _describe_switch(subject: Any, search: Search) -> Any:
@@ -186,6 +183,12 @@ def _class_of(subject: Any) -> Hashable:
 
 
 def _describe_value(subject: Any, search: Search) -> Any:
+    if isinstance(subject, types.ModuleType):  # it is not known what is asked of it
+        search.is_sure &= subject.__name__.partition(".")[0] in UNCHANGING
+    elif isinstance(subject, torch.Tensor):
+        search.connects |= subject.requires_grad
+    if not search.values:
+        return type(subject)
     if isinstance(subject, torch.Tensor):
         search.tensors.append(subject)
         if not is_dense(subject):
@@ -196,7 +199,9 @@ def _describe_value(subject: Any, search: Search) -> Any:
             return Identity(subject)
         search.identities.append(Identity(subject))
         return (type(subject), subject.shape, subject.stride(), subject.dtype, subject.device)
-    return (type(subject), subject) if isinstance(subject, (int, float)) else type(subject)
+    # Zeros have a sign.
+    is_number = isinstance(subject, (int, float))
+    return (type(subject), subject or repr(subject)) if is_number else type(subject)
 
 
 def _describe_module(module: torch.nn.Module, search: Search) -> Any:
@@ -259,7 +264,7 @@ def _is_torch(subject: Any) -> bool:
         home = subject.__globals__.get("__name__")
     else:
         home = getattr(subject, "__module__", None)
-    return isinstance(home, str) and home.partition(".")[0] in _UNCHANGING
+    return isinstance(home, str) and home.partition(".")[0] in UNCHANGING
 
 
 def _describe_function(function: types.FunctionType, search: Search) -> Any:
@@ -267,7 +272,7 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
     search.seen[id(function)] = len(search.seen)
     written, space = function.__dict__, function.__globals__
     # A wrapper of the user's has a copy of what is written on what it wraps.
-    names, looks_elsewhere = _mentions(function.__code__)
+    names, looks_elsewhere = mentions(function.__code__)
     if search.trail is not None:
         search.trail.note(function, names)
     if DESCRIBED in written and str(space.get("__name__"))[:9] == "torchjac.":
@@ -276,7 +281,7 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
         return (function.__code__, *own.told_by, _describe(own.func, search))
     search.is_sure &= not written
     parts: list[Any] = [function.__code__]
-    _add_closure(function, parts, search)
+    _add_closure(function, names, parts, search)
     if function.__defaults__:
         parts.append(_describe(function.__defaults__, search))
     if function.__kwdefaults__:
@@ -288,68 +293,59 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
             continue
         kind = type(known)
         if kind in _VALUES and not search.values:
-            search.connects |= kind in _TENSORS and known.requires_grad
-            if kind is types.ModuleType and known.__name__ not in _UNCHANGING:
-                search.is_sure &= _is_closed(known, names)
+            if kind is types.ModuleType:
+                search.is_sure &= known.__name__ in UNCHANGING or _is_closed(known, names)
+            else:
+                search.connects |= kind in _TENSORS and known.requires_grad
             continue
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
             search.is_sure &= _is_torch(known)
             if known.__closure__ and id(known) not in search.seen:
                 search.seen[id(known)] = len(search.seen)
-                _add_closure(known, parts, search)
+                _add_closure(known, names, parts, search)
         elif isinstance(known, types.ModuleType):
-            held = [vars(known)[attribute] for attribute in names if attribute in vars(known)]
-            parts += [_describe(p, search) for p in held if type(p) in _VALUES]
-            search.is_sure &= _is_closed(known, names)
+            _add_python_module(known, names, parts, search)
         else:
             parts.append(_describe(known, search))
     return tuple(parts)
 
 
-def _add_closure(function: types.FunctionType, parts: list[Any], search: Search) -> None:
+def _add_closure(
+    function: types.FunctionType, names: tuple[str, ...], parts: list[Any], search: Search
+) -> None:
     for cell in function.__closure__ or ():
         try:
             contents = cell.cell_contents
         except ValueError:  # the cell is still empty
             continue
         kind = type(contents)
-        if kind in _VALUES and not search.values:  # as in `_describe`, where it is a call for each
+        if isinstance(contents, types.ModuleType):
+            _add_python_module(contents, names, parts, search)
+        elif (
+            kind in _VALUES and not search.values
+        ):  # as in `_describe`, where it is a call for each
             search.connects |= kind in _TENSORS and contents.requires_grad
             parts.append(kind)
         else:
             parts.append(_describe(contents, search))
 
 
+def _add_python_module(
+    module: types.ModuleType, names: tuple[str, ...], parts: list[Any], search: Search
+) -> None:
+    held = [vars(module)[name] for name in names if name in vars(module)] if search.values else ()
+    parts += [_describe(part, search) for part in held if type(part) in _VALUES]
+    search.is_sure &= _is_closed(module, names)
+
+
 def _is_closed(module: types.ModuleType, names: tuple[str, ...]) -> bool:
     """Whether all that code with these names can reach of a Python module has been seen."""
-    if module.__name__.partition(".")[0] in _UNCHANGING:
+    if module.__name__.partition(".")[0] in UNCHANGING:
         return True
     held = [vars(module)[name] for name in names if name in vars(module)]
     # Of a tensor there it is not known whether it requires grad.
     return all(type(p) in (int, float) or _is_torch(p) for p in held)
-
-
-@functools.lru_cache(maxsize=1024)
-def _mentions(code: types.CodeType) -> tuple[tuple[str, ...], bool]:
-    """The global names (and attributes) that a code object and those nested in it mention.
-
-    And whether it imports something itself, or asks for names that it does not mention.
-    """
-    imported = [
-        step.argval.partition(".")[0]
-        for step in dis.get_instructions(code)
-        if step.opname == "IMPORT_NAME"
-    ]
-    nested = [_mentions(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    looks_elsewhere = (
-        not _UNCHANGING.issuperset(imported)
-        or not _DYNAMIC.isdisjoint(code.co_names)
-        or any(elsewhere for _, elsewhere in nested)
-    )
-    return tuple(
-        {*code.co_names, *(name for names, _ in nested for name in names)}
-    ), looks_elsewhere
 
 
 def of_arguments(

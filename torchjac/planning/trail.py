@@ -6,19 +6,20 @@ one at every call; reading again what was read then takes a tenth of that.
 
 from __future__ import annotations
 
-import functools
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from torchjac.foundations.strides import is_dense
+
 __all__ = ["Trail"]
 
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
-_OF_FUNCTIONS = ("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _ROWS = frozenset({list, tuple})
+_SIZED = frozenset({*_ROWS, str, bytes})
 # What tells by its identity all that a description says of it; functions are read themselves.
 _TOLD = frozenset(
     {
@@ -28,10 +29,11 @@ _TOLD = frozenset(
     }
 )
 _MOST = 256  # things to look at; reading more may take longer than what is gained
+_LONG = 64  # as in descriptions
 
 
 class _Tensor(NamedTuple):
-    """A tensor, which is not kept alive, and what may change about it."""
+    """A tensor and what may change about it."""
 
     ref: weakref.ref[torch.Tensor]
     kind: type
@@ -40,7 +42,7 @@ class _Tensor(NamedTuple):
 
 
 class _Items(NamedTuple):
-    """A list, a tuple or an empty dict, which is not kept alive, and what it holds."""
+    """A list, a tuple or an empty dict, and what it holds."""
 
     kind: type
     identity: int
@@ -48,57 +50,41 @@ class _Items(NamedTuple):
 
 
 class Trail:
-    """Where a description has found things, and what was there.
+    """What descriptions of ``func`` have read of it, none of which is kept alive but for Python modules.
 
     It is broken where something was met that may change in other ways.
     """
 
-    __slots__ = ("_left", "_places", "is_broken")
+    __slots__ = ("_functions", "_left", "is_broken")
 
-    def __init__(self) -> None:
-        self._places: list[tuple[Callable[[], Any], Any]] = []
+    def __init__(self, func: Any) -> None:
+        self._functions: list[tuple[weakref.ref[Any], Sequence[str], list[Any]]] = []
         self._left, self.is_broken = _MOST, False
+        self._held(func)
 
-    def note(self, function: types.FunctionType, names: Iterable[str]) -> None:
+    def note(self, function: types.FunctionType, names: Sequence[str]) -> None:
         """Note what a function is made of, and what it finds under these names."""
-        self._note_parts(function, *_OF_FUNCTIONS)
-        self._note_closure(function)
-        space = function.__globals__
-        for name in names:
-            self._note(functools.partial(space.get, name))
-            known = space.get(name)
-            if isinstance(known, types.ModuleType):
-                for attribute in names:
-                    self._note(functools.partial(vars(known).get, attribute))
-            elif isinstance(known, types.FunctionType) and known.__globals__ is not space:
-                self._note_parts(known, "__code__")
-                self._note_closure(known)
-
-    def _note_parts(self, function: types.FunctionType, *names: str) -> None:
-        for name in names:
-            self._note(functools.partial(getattr, function, name))
-
-    def _note_closure(self, function: types.FunctionType) -> None:
-        for cell in function.__closure__ or ():
-            self._note(functools.partial(getattr, cell, "cell_contents"))
-
-    def _note(self, read: Callable[[], Any]) -> None:
+        if self.is_broken:
+            return
         try:
-            self._places.append((read, self._held(read())))
+            held = [self._held(found) for found in _read(function, names)]
         except ValueError:  # a variable that has no value yet
             self.is_broken = True
+        else:
+            self._functions.append((weakref.ref(function), names, held))
 
     def _held(self, found: Any) -> Any:
         kind = type(found)
         self._left -= 1
-        self.is_broken |= self._left < 0
-        if kind in _TENSORS:
+        if kind is types.FunctionType:
+            return weakref.ref(found)
+        if kind in _TENSORS and is_dense(found):
             return _Tensor(weakref.ref(found), kind, found.shape if found.requires_grad else None)
-        if kind in _ROWS and not self.is_broken:  # one may hold itself
+        if self._left < 0 or (kind in _SIZED and len(found) > _LONG):  # it may hold itself, too
+            self.is_broken = True
+        elif kind in _ROWS or (kind is dict and not found):
             return _Items(kind, id(found), [self._held(item) for item in found])
-        if kind is dict and not found:
-            return _Items(kind, id(found), [])
-        if kind is types.BuiltinFunctionType:
+        elif kind is types.BuiltinFunctionType:
             # Of PyTorch, or from a Python module; it may as well be the method of an object.
             self.is_broken |= not isinstance(found.__self__, (types.ModuleType, type(None)))
         else:
@@ -108,22 +94,61 @@ class Trail:
     def is_unchanged(self) -> bool:
         """Whether all of it would be found again."""
         try:
-            for read, held in self._places:
-                found = read()
-                if found is not held and not _is(found, held):
+            for ref, names, held in self._functions:
+                function = ref()
+                if function is None:
                     return False
+                found = _read(function, names)
+                if len(found) != len(held):
+                    return False
+                for one, other in zip(found, held, strict=True):
+                    if one is not other and not _is(one, other):
+                        return False
         except ValueError:  # a variable that has no value any more
             return False
         return True
 
 
+def _read(function: types.FunctionType, names: Sequence[str]) -> list[Any]:
+    """All that a description of the function looks at."""
+    space = function.__globals__
+    found = [
+        function.__code__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        function.__dict__,
+        *_closure(function, names),
+    ]
+    for name in names:
+        known = space.get(name)
+        found.append(known)
+        if isinstance(known, types.ModuleType):
+            found += map(vars(known).get, names)
+        elif isinstance(known, types.FunctionType) and known.__globals__ is not space:
+            found += [known.__code__, *_closure(known, names)]
+    return found
+
+
+def _closure(function: types.FunctionType, names: Sequence[str]) -> list[Any]:
+    found = []
+    for cell in function.__closure__ or ():
+        known = cell.cell_contents
+        found.append(known)
+        if isinstance(known, types.ModuleType):
+            found += map(vars(known).get, names)
+    return found
+
+
 def _is(found: Any, held: Any) -> bool:
     kind = type(held)
+    if kind is weakref.ref:
+        return held() is found
     if kind is _Tensor:
         if held.ref() is not found or type(found) is not held.kind:
             return False
-        shape = held.shape
-        return found.requires_grad is (shape is not None) and shape in (None, found.shape)
+        if held.shape is None:
+            return not found.requires_grad
+        return bool(found.requires_grad) and found.shape == held.shape
     if kind is _Items:
         items = held.items
         # Another one may lie where it lay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, TypeAlias
 
 import torch
@@ -189,7 +189,6 @@ class _BatchCall(Call):
     ) -> None:
         super().__init__(options, func, args, kwargs, described, memory)
         self._in_dims, self._randomness = in_dims, randomness
-        self._told_by = (type(self).__name__, repr(in_dims), randomness)
         self.captures_primals = False  # every sample has parameters of its own
         if options.argnums == PARAMS and isinstance(self._func, torch.jit.ScriptModule):
             raise ArgumentTypeError(
@@ -296,6 +295,11 @@ class _BatchCall(Call):
                 for leaf, dim in zip(leaves, self._primal_dims, strict=True)
             ]
         )
+
+    def signature(self) -> Hashable:
+        """What makes another call the same as this one."""
+        self._told_by = (type(self).__name__, repr(self._in_dims), self._randomness)
+        return super().signature()
 
 
 class _SampleCall(_BatchCall):

@@ -63,6 +63,7 @@ class Call:
     _is_on_copies = False
     _signature: Hashable | None = None
     _told_by: Hashable = None
+    """What tells it apart from other calls of the same function with the same options."""
     _buffers: Buffers | None = None
     _replaced: contextlib.ExitStack | None = None
 
