@@ -6,6 +6,7 @@ one at every call; reading again what was read then takes a tenth of that.
 
 from __future__ import annotations
 
+import operator
 import types
 import weakref
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ _TOLD = frozenset(
         *(types.ModuleType, types.FunctionType, types.CodeType),
     }
 )
+_parts = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__", "__dict__")
+_contents = operator.attrgetter("cell_contents")
 _MOST = 256  # things to look at; reading more may take longer than what is gained
 _LONG = 64  # as in descriptions
 
@@ -49,16 +52,28 @@ class _Items(NamedTuple):
     items: list[Any]
 
 
+class _Function(NamedTuple):
+    """What was read of a function."""
+
+    ref: weakref.ref[Any]
+    names: Sequence[str]
+    ids: list[int]
+    """Of what was found."""
+    looked_into: list[tuple[int, Any]]
+    """Where in that something is that may change itself, or be gone."""
+
+
 class Trail:
-    """What descriptions of ``func`` have read of it, none of which is kept alive but for Python modules.
+    """What descriptions of ``func`` have read of it; no function and no tensor is kept alive.
 
     It is broken where something was met that may change in other ways.
     """
 
-    __slots__ = ("_functions", "_left", "is_broken")
+    __slots__ = ("_functions", "_kept", "_left", "is_broken")
 
     def __init__(self, func: Any) -> None:
-        self._functions: list[tuple[weakref.ref[Any], Sequence[str], list[Any]]] = []
+        self._functions: list[_Function] = []
+        self._kept: list[Any] = []  # numbers, texts and the like, lest others get their ids
         self._left, self.is_broken = _MOST, False
         self._held(func)
 
@@ -67,11 +82,14 @@ class Trail:
         if self.is_broken:
             return
         try:
-            held = [self._held(found) for found in _read(function, names)]
+            found = _read(function, names)
         except ValueError:  # a variable that has no value yet
             self.is_broken = True
-        else:
-            self._functions.append((weakref.ref(function), names, held))
+            return
+        pairs = [(one, self._held(one)) for one in found]
+        looked_into = [(k, held) for k, (one, held) in enumerate(pairs) if held is not one]
+        ids = [*map(id, found)]
+        self._functions.append(_Function(weakref.ref(function), names, ids, looked_into))
 
     def _held(self, found: Any) -> Any:
         kind = type(found)
@@ -89,20 +107,19 @@ class Trail:
             self.is_broken |= not isinstance(found.__self__, (types.ModuleType, type(None)))
         else:
             self.is_broken |= kind not in _TOLD
+        self._kept.append(found)
         return found
 
     def is_unchanged(self) -> bool:
         """Whether all of it would be found again."""
         try:
-            for ref, names, held in self._functions:
+            for ref, names, ids, looked_into in self._functions:
                 function = ref()
-                if function is None:
+                found = () if function is None else _read(function, names)
+                if [*map(id, found)] != ids:
                     return False
-                found = _read(function, names)
-                if len(found) != len(held):
-                    return False
-                for one, other in zip(found, held, strict=True):
-                    if one is not other and not _is(one, other):
+                for place, held in looked_into:
+                    if not _is(found[place], held):
                         return False
         except ValueError:  # a variable that has no value any more
             return False
@@ -112,29 +129,20 @@ class Trail:
 def _read(function: types.FunctionType, names: Sequence[str]) -> list[Any]:
     """All that a description of the function looks at."""
     space = function.__globals__
-    found = [
-        function.__code__,
-        function.__defaults__,
-        function.__kwdefaults__,
-        function.__dict__,
-        *_closure(function, names),
-    ]
-    for name in names:
-        known = space.get(name)
+    found = [*_parts(function), *_closure(function, names)]
+    for known in map(space.get, names):
         found.append(known)
-        if isinstance(known, types.ModuleType):
+        if type(known) is types.ModuleType:
             found += map(vars(known).get, names)
-        elif isinstance(known, types.FunctionType) and known.__globals__ is not space:
+        elif type(known) is types.FunctionType and known.__globals__ is not space:
             found += [known.__code__, *_closure(known, names)]
     return found
 
 
 def _closure(function: types.FunctionType, names: Sequence[str]) -> list[Any]:
-    found = []
-    for cell in function.__closure__ or ():
-        known = cell.cell_contents
-        found.append(known)
-        if isinstance(known, types.ModuleType):
+    found = [*map(_contents, function.__closure__ or ())]
+    for known in tuple(found):
+        if type(known) is types.ModuleType:
             found += map(vars(known).get, names)
     return found
 
