@@ -255,12 +255,24 @@ def test_a_pattern_that_depends_on_what_changes(sparsity: Any) -> None:
         assert torch.equal(derivative(x), expected)
 
 
+def in_a_partial() -> Any:
+    func = functools.partial(lambda x, s: x * torch.roll(x, s), s=1)
+    return func, lambda shift: func.keywords.update(s=shift)
+
+
+def in_a_python_module() -> Any:
+    module = types.ModuleType("constants")
+    module.shift = 1  # type: ignore[attr-defined]
+    return lambda x: x * torch.roll(x, module.shift), functools.partial(setattr, module, "shift")
+
+
 @pytest.mark.parametrize("sparsity", [None, "detect"])
-def test_a_pattern_that_depends_on_what_changes_in_a_partial(sparsity: Any) -> None:
-    x, func = torch.arange(1.0, 6.0), functools.partial(lambda x, s: x * torch.roll(x, s), s=1)
+@pytest.mark.parametrize("make", [in_a_partial, in_a_python_module])
+def test_a_pattern_that_depends_on_what_changes_elsewhere(make: Any, sparsity: Any) -> None:
+    x, (func, change) = torch.arange(1.0, 6.0), make()
     derivative = torchjac.jac(func, sparsity=sparsity)
     for shift in (1, 1, 1, 1, 2, 2, 2, 2, 1, 3, 1):
-        func.keywords["s"] = shift
+        change(shift)
         assert torch.equal(derivative(x), torch.func.jacrev(func)(x))
 
 
