@@ -118,6 +118,20 @@ def test_it_holds_few_signatures():
     assert len(kept._others) <= memory._MOST_HELD
 
 
+def test_it_holds_no_more_bytes_than_all_share():
+    class Heavy(Record):
+        nbytes = memory._HEAVIEST // 2 + 1
+
+    kept, records = Memory(), [Heavy((1,), 1, ()) for _ in range(10)]
+    refs = [weakref.ref(record) for record in records]
+    for key in range(10):
+        kept.remember(key, records.pop(0))
+    gc.collect()
+    assert [ref() is not None for ref in refs] == [False] * 8 + [True] * 2
+    for _ in range(3):
+        assert [kept.recall(key) for key in (8, 9)] == [ref() for ref in refs[8:]]
+
+
 @pytest.mark.usefixtures("forgetful")
 def test_its_memory_goes_with_a_transform():
     derivative = torchjac.jac(lambda x: x.sin())

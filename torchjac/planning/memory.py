@@ -7,7 +7,6 @@ are many or when they are heavy; a transform that is kept holds on to its own.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -74,6 +73,11 @@ class Record:
     def next_way(self) -> Way:
         """The way that the next call takes."""
         return self.instead or self.ways[self.refused]
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds that is worth being counted."""
+        return self.compression.nbytes if self.compression else 0
 
     def apart(self) -> Record:
         """A copy for runs of which nothing is to be remembered: they may be of other seeds or programs."""
@@ -151,12 +155,12 @@ class Memory:
         latest, self._latest = self._latest, (key, record)
         if latest is not None:
             self._put_by(*latest)
-        _records.put(key, record, record.compression.nbytes if record.compression else 0)
+        _records.put(key, record, record.nbytes)
 
     def _put_by(self, key: Hashable, record: Record) -> None:
         if self._others is None:
-            self._others = Store(_MOST_HELD, sys.maxsize)
-        self._others.put(key, record)
+            self._others = Store(_MOST_HELD, _HEAVIEST)
+        self._others.put(key, record, record.nbytes)
 
 
 def remember_alike(likeness: Hashable, alike: Alike) -> None:
