@@ -98,12 +98,8 @@ def of_python_module() -> Iterator[Any]:
     module = types.ModuleType("constants")
     space: dict[str, Any] = {"constants": module}
     yield types.FunctionType(compile("lambda x: constants.n", "", "eval").co_consts[0], space)
-    module.n = 1
-    yield
-    module.n = MATRIX
-    yield
-    module.n = torch.sin
-    yield
+    for module.n in (None, 1, MATRIX, None, torch.sin):  # type: ignore[attr-defined]
+        yield
     space["constants"] = math
     yield
 
@@ -111,7 +107,7 @@ def of_python_module() -> Iterator[Any]:
 def of_python_module_in_a_closure() -> Iterator[Any]:
     module = types.ModuleType("constants")
     yield lambda x: module.n
-    for module.n in (1, 2, MATRIX, torch.sin, math):  # type: ignore[attr-defined]
+    for module.n in (None, 1, 2, None, MATRIX, torch.sin, math):  # type: ignore[attr-defined]
         yield
     del module.n
     yield
@@ -122,6 +118,13 @@ def of_zero() -> Iterator[Any]:
     yield lambda x: x if math.copysign(1, zero) > 0 else -x
     for zero in (-0.0, 0, False):
         yield zero
+
+
+def of_keys() -> Iterator[Any]:
+    words: Any = {0.0: 1}
+    yield lambda x: words
+    for words in ({-0.0: 1}, {0: 1}, {False: 1}, {"": 1}, {"''": 1}):
+        yield words
 
 
 def of_defaults() -> Iterator[Any]:
@@ -231,7 +234,13 @@ def of_a_built_in_method_itself() -> Iterator[Any]:
 
 
 CHANGES = [
-    *(of_python_module_in_a_closure, of_zero, of_a_partial_itself, of_a_built_in_method_itself),
+    *(
+        of_keys,
+        of_python_module_in_a_closure,
+        of_zero,
+        of_a_partial_itself,
+        of_a_built_in_method_itself,
+    ),
     *[
         functools.partial(of_methods_themselves, take)
         for take in (

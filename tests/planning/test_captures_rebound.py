@@ -150,6 +150,15 @@ def changes():
             assigned(holder, "scale", 2),
             f"{holder.__name__}.scale is new" if holder is cls else ".scale is new",
         )
+    for name, holder in [("module", types.ModuleType("one")), ("class", type("One", (), {}))]:
+        holder.other = 1
+        asking = functools.partial(lambda x, holder: getattr(holder, "scale", 1) * x, holder=holder)
+
+        def exchange(holder=holder):
+            del holder.other
+            holder.scale = 2
+
+        yield f"one for another in a {name}", asking, exchange, ".scale is new"
     owner = cls()
     yield (
         "new in its class",

@@ -10,7 +10,8 @@ import torch
 
 import torchjac
 from torchjac.planning.memory import Memory, Record
-from torchjac.planning.signature import Search, of_arguments, of_function
+from torchjac.planning.search import Search
+from torchjac.planning.signature import of_arguments, of_function
 
 
 def same(one, other):

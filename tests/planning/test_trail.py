@@ -20,13 +20,13 @@ import torchjac
 from tests.planning.changing import CHANGES, MATRIX
 from torchjac.planning import signature, trail
 from torchjac.planning.search import Search
-from torchjac.planning.signature import Described, of_function
+from torchjac.planning.signature import Description, of_function
 
 VALUES = pytest.mark.parametrize("values", [True, False])
 SCALE = 2.0
 
 
-def assert_up_to_date(described: Described, func: Any, values: bool) -> None:
+def assert_up_to_date(described: Description, func: Any, values: bool) -> None:
     """What is handed out is what a new description says."""
     search, fresh = Search(values=values), Search(values=values)
     assert described.by(func, search) == of_function(func, fresh)
@@ -34,15 +34,15 @@ def assert_up_to_date(described: Described, func: Any, values: bool) -> None:
     assert search.is_sure == fresh.is_sure
 
 
-def kept(func: Any, values: bool) -> Described:
+def kept(func: Any, values: bool) -> Description:
     """A description that has been asked for often enough to be used again."""
-    described = Described()
+    described = Description()
     for _ in range(3):
         assert_up_to_date(described, func, values)
     return described
 
 
-def is_used_again(described: Described, func: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
+def is_used_again(described: Description, func: Any, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the next description is none."""
     made = []
     monkeypatch.setattr(signature, "_describe", lambda *args: made.append(args))
@@ -100,7 +100,7 @@ def test_a_transform_that_is_kept_describes_its_function_twice(
 
 def test_a_first_call_takes_nothing_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signature, "Trail", None)
-    Described().by(functions(), Search())
+    Description().by(functions(), Search())
 
 
 # --- What changes ----------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_what_changes_all_the_time_is_not_taken_down_for_ever(
         return trail.Trail(func)
 
     monkeypatch.setattr(signature, "Trail", make)
-    described, func = Described(), lambda x: x * count
+    described, func = Description(), lambda x: x * count
     for count in range(20):  # noqa: B007 - func reads it
         described.by(func, Search(values=True))
     assert len(taken) == signature._MOST_IN_VAIN
@@ -185,7 +185,7 @@ def test_what_changes_all_the_time_is_not_taken_down_for_ever(
 
 def test_what_changes_now_and_then_is_taken_down_again() -> None:
     step, made = 0.0, 0
-    described, func = Described(), lambda x: x * step
+    described, func = Description(), lambda x: x * step
     for step in map(float, range(20)):  # noqa: B007 - func reads it
         for _ in range(5):
             before = described._known

@@ -2,7 +2,7 @@
 
 A memory may be stale, for a function can change its mind; then it costs time, never correctness. It
 holds no function, module or tensor. All transforms share one, which forgets the oldest signatures when there
-are many or when they are heavy; a transform that is kept holds on to its own.
+are many or when they are heavy; a transform that is kept also has a small one of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ __all__ = [
 
 _MOST = 4096
 _HEAVIEST = 2**29  # bytes of indices that belong to sparsity patterns
-_MOST_HELD = 16  # signatures of one transform
+# Of one transform, beside its latest signature.
+_MOST_HELD, _HEAVIEST_HELD = 16, 2**28
 # Points at which a comparison may tell nothing before it is given up.
 _MOST_UNSETTLED = 3
 
@@ -53,7 +54,8 @@ class Record:
     compression: Compression | None = None
     """The sparsity that is made use of."""
     prepared: dict[tuple[Way, Direction], Seeds] = field(default_factory=dict)
-    """The seeds of the ways that take them all at once, holding so little that it always fits."""
+    """The seeds of the ways that take them all at once, for they hold so little that it always fits, or are
+    one."""
     keeps_constants: bool = True
     """Whether forward passes keep operands without a tangent apart."""
     repeats: tuple[Way, Seeds] | None = None
@@ -67,7 +69,7 @@ class Record:
     guest: tuple[Hashable, int] = (None, 0)
     """The signature that was last served with this record though it has another, and how often in a row."""
     age: object = None
-    """When it was remembered; there is no such time any more if it was replaced, or all was forgotten."""
+    """What tells whether it counts: the time that all is remembered since, unless another one replaced it."""
 
     @property
     def next_way(self) -> Way:
@@ -126,7 +128,7 @@ _now = object()
 
 
 class Memory:
-    """What one transform remembers; its latest signatures it does not forget, whatever others do."""
+    """What one transform remembers: what it met lately, even where the shared memory has forgotten that."""
 
     _latest: tuple[Hashable, Record] | None = None
     _others: Store[Record] | None = None
@@ -136,31 +138,37 @@ class Memory:
         latest = self._latest
         if latest is not None and latest[0] is key and latest[1].age is _now:
             return latest[1]
-        record = _records.get(key)
-        if record is None and self._others is not None:
-            record = self._others.get(key)
+        record = _records.get(key) or self._own(key)
         if record is None or record.age is not _now:
             return None
-        self._latest = key, record
-        if latest is not None and latest[1] is not record:
-            self._put_by(*latest)
+        if latest is None or latest[1] is record:
+            self._latest = key, record
+        else:
+            self._hold(key, record)
         return record
 
     def remember(self, key: Hashable, record: Record) -> None:
-        """Keep a record in place of another one, here and for other transforms."""
-        before = _records.get(key)
-        if before is not None:
-            before.age = None
+        """Keep a record in place of the one before, here and for other transforms."""
+        for before in (_records.get(key), self._own(key)):
+            if before is not None:
+                before.age = None
         record.age = _now
-        latest, self._latest = self._latest, (key, record)
-        if latest is not None:
-            self._put_by(*latest)
+        self._hold(key, record)
         _records.put(key, record, record.nbytes)
 
-    def _put_by(self, key: Hashable, record: Record) -> None:
+    def _own(self, key: Hashable) -> Record | None:
+        latest = self._latest
+        if latest is not None and latest[0] == key:
+            return latest[1]
+        return None if self._others is None else self._others.get(key)
+
+    def _hold(self, key: Hashable, record: Record) -> None:
+        latest, self._latest = self._latest, (key, record)
+        if latest is None or latest[1].age is not _now:
+            return
         if self._others is None:
-            self._others = Store(_MOST_HELD, _HEAVIEST)
-        self._others.put(key, record, record.nbytes)
+            self._others = Store(_MOST_HELD, _HEAVIEST_HELD)
+        self._others.put(*latest, latest[1].nbytes)
 
 
 def remember_alike(likeness: Hashable, alike: Alike) -> None:

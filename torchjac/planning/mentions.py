@@ -33,6 +33,5 @@ def mentions(code: types.CodeType) -> tuple[tuple[str, ...], bool]:
         or not _DYNAMIC.isdisjoint(code.co_names)
         or any(elsewhere for _, elsewhere in nested)
     )
-    return tuple(
-        {*code.co_names, *(name for names, _ in nested for name in names)}
-    ), looks_elsewhere
+    names = {*code.co_names, *(name for inner, _ in nested for name in inner)}
+    return tuple(names), looks_elsewhere

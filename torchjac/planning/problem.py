@@ -17,7 +17,7 @@ from torchjac.foundations.identity import Identity
 from torchjac.foundations.layout import Layout
 from torchjac.foundations.ranks import Ranks
 from torchjac.planning.compressed import Compression
-from torchjac.planning.memory import Memory
+from torchjac.planning.memory import Memory, Record
 from torchjac.planning.modes import ORDINARY, Work
 from torchjac.planning.ways import Way, compressed_ways, hessian_ways, jacobian_ways
 from torchjac.structure.blocks import SparseBlock
@@ -87,11 +87,13 @@ class Problem:
     """Whether the signature tells apart all that a pattern can depend on."""
     keep_state: Callable[[], None] = lambda: None
     """Keeps the state at the call's start, for evaluations on top of those that the user asked for."""
-    noted: Callable[[Hashable, bool], Callable[[], None]] = lambda key, again: lambda: None
-    """Takes down what else the function of a signature reaches, and returns what keeps that; ``again`` is
-    whether the pattern is known already."""
-    is_unchanged: Callable[[Hashable], bool] = lambda key: False
-    """Whether that has been taken down, and is so still."""
+    noted: Callable[[Hashable, bool], Callable[[Record], None]] = lambda key, again: (
+        lambda record: None
+    )
+    """Takes down what else the function of a signature reaches, and returns what keeps that for a record;
+    ``again`` is whether the pattern is known already."""
+    is_unchanged: Callable[[Hashable, Record], bool] = lambda key, record: False
+    """Whether that has been taken down for the record, and is so still."""
     memory: Memory = field(default_factory=Memory)
     """What the transform remembers of earlier calls."""
     is_guest: bool = False

@@ -22,11 +22,11 @@ from torchjac.foundations.strides import is_dense
 from torchjac.planning.mentions import UNCHANGING, mentions
 from torchjac.planning.search import Search
 from torchjac.planning.switches import WORDS, switches_of
-from torchjac.planning.trail import Trail
+from torchjac.planning.trail import LONG, TENSORS, Trail
 
 __all__ = [
     "DESCRIBED",
-    "Described",
+    "Description",
     "modules_of",
     "of_arguments",
     "of_function",
@@ -38,13 +38,10 @@ __all__ = [
 _SWITCHES = (str, bool, type(None), bytes, torch.dtype, torch.device)
 
 
-# Of a container or a text, so many items are looked at; functions and modules come in small numbers.
-_LONG = 64
-_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 # What holds nothing else.
 _PLAIN = frozenset({int, float, complex, range, slice, torch.Size, *_SWITCHES})
 _KEYS = frozenset({int, float, *WORDS})
-_VALUES = frozenset({*_TENSORS, int, float, types.ModuleType})
+_VALUES = frozenset({*TENSORS, int, float, types.ModuleType})
 # Where torchjac's own transforms write on the functions they return what these are: an object with ``func``,
 # the function within, and ``told_by``, the options.
 DESCRIBED = "_transform"
@@ -71,7 +68,7 @@ def of_function(func: Any, search: Search | None = None) -> tuple[Hashable, bool
     return described, bool(search.modules)
 
 
-class Described:
+class Description:
     """The description of one function, which is made anew when what was read for it has changed.
 
     Not before the second call does anybody take down what is read: there may be no other.
@@ -157,7 +154,7 @@ def _describe_switch(subject: Any, search: Search) -> Any:
         if type(subject) not in _PLAIN:  # it may hold more, and is not to be kept alive
             search.is_sure = False
             subject = "".join(subject) if isinstance(subject, str) else bytes(bytearray(subject))
-        if len(subject) > _LONG:
+        if len(subject) > LONG:
             return (len(subject), hash(subject))
     return subject
 
@@ -166,13 +163,13 @@ def _describe_container(subject: Any, search: Search) -> Any:
     search.seen[id(subject)] = len(search.seen)
     items = subject.values() if isinstance(subject, dict) else subject
     # A subclass may have attributes beside its items.
-    search.is_sure &= len(subject) <= _LONG and not getattr(subject, "__dict__", None)
-    nested = _sifted(itertools.islice(items, _LONG), search, texts=type(subject) is not list)
+    search.is_sure &= len(subject) <= LONG and not getattr(subject, "__dict__", None)
+    nested = _sifted(itertools.islice(items, LONG), search, texts=type(subject) is not list)
     described = [_describe(part, search) for part in nested]
     if search.values and isinstance(subject, dict):
-        keys = list(itertools.islice(subject, _LONG))
+        keys = list(itertools.islice(subject, LONG))
         search.is_sure &= all(type(key) in _KEYS for key in keys)
-        described += [(type(key), key) if type(key) in _KEYS else None for key in keys]
+        described += [_told(key) if type(key) in _KEYS else None for key in keys]
     return (_class_of(subject), *described)
 
 
@@ -199,9 +196,12 @@ def _describe_value(subject: Any, search: Search) -> Any:
             return Identity(subject)
         search.identities.append(Identity(subject))
         return (type(subject), subject.shape, subject.stride(), subject.dtype, subject.device)
+    return _told(subject) if isinstance(subject, (int, float)) else type(subject)
+
+
+def _told(constant: Any) -> Hashable:
     # Zeros have a sign.
-    is_number = isinstance(subject, (int, float))
-    return (type(subject), subject or repr(subject)) if is_number else type(subject)
+    return (type(constant), constant or repr(constant))
 
 
 def _describe_module(module: torch.nn.Module, search: Search) -> Any:
@@ -228,7 +228,7 @@ def _sifted(parts: Iterable[Any], search: Search, texts: bool = True) -> list[An
             or isinstance(part, (tuple, list, dict))
         ):
             found.append(part)
-        elif kind in _TENSORS:
+        elif kind in TENSORS:
             search.connects |= part.requires_grad
         else:
             search.is_sure &= kind in _PLAIN
@@ -242,7 +242,7 @@ def _describe_object(subject: Any, search: Search) -> Any:
     search.is_sure &= _is_torch(subject) or is_record(kind)
     held = _sifted(getattr(subject, "__dict__", {}).values(), search)
     captured = list(search.tensors)
-    parts = [_describe(part, search) for part in held[:_LONG]]
+    parts = [_describe(part, search) for part in held[:LONG]]
     # An object may hold what its method does not read, such as memory for the results.
     search.tensors = captured
     if not callable(subject):
@@ -296,7 +296,7 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
             if kind is types.ModuleType:
                 search.is_sure &= known.__name__ in UNCHANGING or _is_closed(known, names)
             else:
-                search.connects |= kind in _TENSORS and known.requires_grad
+                search.connects |= kind in TENSORS and known.requires_grad
             continue
         if isinstance(known, types.FunctionType) and known.__globals__ is not space:
             parts.append(known.__code__)  # a library's function: what it reaches is its own affair
@@ -320,12 +320,11 @@ def _add_closure(
         except ValueError:  # the cell is still empty
             continue
         kind = type(contents)
+        is_value = kind in _VALUES and not search.values
         if isinstance(contents, types.ModuleType):
             _add_python_module(contents, names, parts, search)
-        elif (
-            kind in _VALUES and not search.values
-        ):  # as in `_describe`, where it is a call for each
-            search.connects |= kind in _TENSORS and contents.requires_grad
+        elif is_value:  # as in `_describe`, where it is a call for each
+            search.connects |= kind in TENSORS and contents.requires_grad
             parts.append(kind)
         else:
             parts.append(_describe(contents, search))

@@ -70,7 +70,7 @@ def solve(problem: Problem) -> Answer:
 def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
     draw = None
     if record is not None and record.compression is not None:
-        problem.is_settled = _is_settled(problem, key, record.compression)
+        problem.is_settled = _is_settled(problem, key, record)
         record = None if _is_outdated(problem, record.compression) else record
     is_new = record is None
     if record is None or to_check(problem, record.next_way, record):
@@ -88,7 +88,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         _note_likeness(problem, key, record)
         problem.is_settled, problem.is_guest = True, False
         if keep is not None and detects:
-            keep()
+            keep(record)
     problem.compression = record.compression
     try:
         answer = _first_that_works(problem, record, draw)
@@ -99,7 +99,7 @@ def _solve(problem: Problem, key: Hashable, record: Record | None) -> Answer:
         known, apart = record, replace(problem, into=None, shown=None, ranks=None)
         right = verified(problem, answer, known, draw, lambda way: attempt(apart, way, known))
         if keep is not None and is_telling(answer):
-            keep()  # from here on the function is compared instead
+            keep(record)  # from here on the function is compared instead
         return right
     except (SparsityMismatchError, PatternError):
         if is_new or not detects:
@@ -135,9 +135,9 @@ def _of_its_like(problem: Problem, key: Hashable) -> Record | None:
         return None
     likeness, tensors = problem.likeness()
     alike = recall_alike(likeness)
-    record = (
-        None if alike is None or not alike.serves(tensors) else problem.memory.recall(alike.key)
-    )
+    if alike is None or not alike.serves(tensors):
+        return None
+    record = problem.memory.recall(alike.key)
     if record is None or record.compression is None or not record.compression.is_true_to_constants:
         return None
     last, times = record.guest
@@ -155,15 +155,18 @@ def _note_likeness(problem: Problem, key: Hashable, record: Record) -> None:
         remember_alike(likeness, Alike(key, tensors, decisive))
 
 
-def _is_settled(problem: Problem, key: Hashable, compression: Compression) -> bool:
+def _is_settled(problem: Problem, key: Hashable, record: Record) -> bool:
     """Whether a pattern that was right once is certainly one of the function as it is now.
 
     A pattern is one of the function's numbers and constants too. Where the signature cannot tell these (an
     attribute of a module, an array), nor anybody has watched them, every call is compared.
     """
-    if problem.is_guest or not (problem.is_sure() or problem.is_unchanged(key)):
+    if problem.is_guest or not (problem.is_sure() or problem.is_unchanged(key, record)):
         return False
-    return problem.sparsity != "detect" or still_holds(compression, problem.primals)
+    compression = record.compression
+    if compression is None or problem.sparsity != "detect":
+        return True
+    return still_holds(compression, problem.primals)
 
 
 def _is_outdated(problem: Problem, compression: Compression) -> bool:

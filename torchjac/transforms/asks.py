@@ -9,7 +9,7 @@ from typing import Any
 from torchjac.planning.captured.watch import Watch
 from torchjac.planning.memory import Memory
 from torchjac.planning.problem import Ask, Problem
-from torchjac.planning.signature import Described
+from torchjac.planning.signature import Description
 from torchjac.transforms.call import Call
 from torchjac.transforms.options import Options
 
@@ -46,5 +46,5 @@ def asks(options: Options, func: Callable[..., Any], order: int) -> Ask:
             problem.is_unchanged = watch.is_unchanged
         return problem
 
-    take = functools.partial(Call, options, func, described=Described(), memory=Memory())
+    take = functools.partial(Call, options, func, described=Description(), memory=Memory())
     return Ask(take, pose)

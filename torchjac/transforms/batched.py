@@ -20,7 +20,7 @@ from torchjac.foundations.compiler import uncompiled
 from torchjac.foundations.pytree import TreeSpec, broadcast_prefix, flatten, leaves_of, unflatten
 from torchjac.planning.memory import Memory
 from torchjac.planning.problem import Ask, Problem
-from torchjac.planning.signature import Described
+from torchjac.planning.signature import Description
 from torchjac.transforms.call import Call, Leaves
 from torchjac.transforms.delivery import Delivery
 from torchjac.transforms.options import (
@@ -125,7 +125,7 @@ def batched_jac(
         )
 
     kind = _SampleCall if per_sample else _BatchCall
-    described, memory = Described(), Memory()
+    described, memory = Description(), Memory()
 
     def take(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _BatchCall:
         return kind(options, func, args, kwargs, in_dims, randomness, described, memory)
@@ -184,7 +184,7 @@ class _BatchCall(Call):
         kwargs: Mapping[str, Any],
         in_dims: Any,
         randomness: str,
-        described: Described,
+        described: Description,
         memory: Memory,
     ) -> None:
         super().__init__(options, func, args, kwargs, described, memory)

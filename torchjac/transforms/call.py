@@ -24,7 +24,7 @@ from torchjac.planning.memory import Memory
 from torchjac.planning.problem import Answer
 from torchjac.planning.search import Search
 from torchjac.planning.signature import (
-    Described,
+    Description,
     modules_of,
     of_arguments,
     of_function,
@@ -73,11 +73,11 @@ class Call:
         func: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        described: Described | None = None,
+        described: Description | None = None,
         memory: Memory | None = None,
     ) -> None:
         self.options, self.memory = options, memory or Memory()
-        self._described = described or Described()
+        self._described = described or Description()
         is_module = isinstance(func, torch.nn.Module)
         if is_module and isinstance(func, _WRAPPERS):
             func = func.module  # they are for training: their hooks are not for torch.func

@@ -88,18 +88,23 @@ class Namespace(NamedTuple):
     """Whether a name, and what is there, counts."""
     names: frozenset[str] = frozenset()
     """Those that did; what they hold is a `Name` each."""
-    length: int = 0
+    keys: tuple[str, ...] = ()
+    """All, while nobody writes into it."""
 
     def difference(self) -> str | None:
         """Say which name is there by now, or None."""
-        new = self.renewed().names - self.names
+        # A part of a package is new when somebody imports it, and changes nothing.
+        parts = [
+            name for name, value in dict(self.space).items() if isinstance(value, types.ModuleType)
+        ]
+        new = self.renewed().names - self.names - {*parts}
         return f"{self.label}.{min(new)} is new" if new else None
 
     def renewed(self) -> Namespace:
         """The same with what is there now."""
-        there = list(self.space.items())
-        names = frozenset([name for name, value in there if self.counts(name, value)])
-        return self._replace(names=names, length=len(there))
+        there = dict(self.space)
+        names = frozenset([name for name, value in there.items() if self.counts(name, value)])
+        return self._replace(names=names, keys=(*there,))
 
 
 def same(before: Any, now: Any) -> bool:
@@ -109,7 +114,7 @@ def same(before: Any, now: Any) -> bool:
     if type(before) is not type(now):
         return False
     if isinstance(before, slice):
-        return all(map(same, *[(one.start, one.stop, one.step) for one in (before, now)]))
+        return same((before.start, before.stop, before.step), (now.start, now.stop, now.step))
     if isinstance(before, tuple):
         return len(before) == len(now) and all(map(same, before, now))
     if isinstance(before, numbers.Number) and not isinstance(before, int):

@@ -59,12 +59,13 @@ class Captures:
 
     def changed(self) -> str | None:
         """Describe the first binding that holds another thing now, or None."""
-        reads, empty, attributes, items = self._fast
+        reads, empty, attributes, items, (shared, keys) = self._fast
         try:
             for read, value in reads:
                 if read() is not value:
                     return self._compare()
             same = (not empty or not any(empty)) and (not attributes or _hold(*attributes))
+            same = same and [*map(tuple, shared)] == keys
             if same and (not items or all(map(is_, chain.from_iterable(items[0]), items[1]))):
                 return None
         except (AttributeError, KeyError, ValueError, RuntimeError):  # deleted, resized
@@ -86,13 +87,13 @@ class Captures:
             if key not in OF_MODULES or value or not held.keys() >= OF_MODULES
         ]
         bound = tuple(zip(*triples, strict=True)) or ((), (), ())
-        spaces = [*[space for space, _ in attributes], *[n.space for n in self._namespaces]]
-        lengths = [*[len(held) for _, held in attributes], *[n.length for n in self._namespaces]]
+        spaces, lengths = [space for space, _ in attributes], [len(held) for _, held in attributes]
+        shared = [n.space for n in self._namespaces], [n.keys for n in self._namespaces]
         # A mark at the end meets something else if a container grew or shrank.
         live = (*(view for c in ordered for view in c.views), (_END,))
         held = (*chain.from_iterable(c.held for c in ordered), _END)
         sized = (spaces, lengths, *bound) if spaces else None
-        self._fast = reads, empty, sized, (live, held) if ordered else None
+        self._fast = reads, empty, sized, (live, held) if ordered else None, shared
 
     def _compare(self) -> str | None:
         bindings: list[Name | Container | Namespace] = [

@@ -94,7 +94,7 @@ class Search:
                 self._visit_namespaces()
         mentioned = frozenset(self._mentioned)
         for space, path, is_class in self._namespaces.values():
-            counts = partial(_is_news, mentioned, is_class)
+            counts = partial(_counts, mentioned, is_class)
             self.namespaces.append(Namespace(path, space, counts).renewed())
 
     def _visit(self, subject: Any, path: str) -> None:
@@ -262,11 +262,6 @@ def _counts(mentioned: Set[str], is_class: bool, name: str, value: Any) -> bool:
     """Whether code that mentions such names may look for one in a Python module or in a class."""
     special = is_class and isinstance(value, types.FunctionType) and name[:2] == "__"
     return name in mentioned or (special and name not in _MAKERS)
-
-
-def _is_news(mentioned: Set[str], is_class: bool, name: str, value: Any) -> bool:
-    """The same of one that is new: a part of a package is, when somebody imports it, and changes nothing."""
-    return _counts(mentioned, is_class, name, value) and not isinstance(value, types.ModuleType)
 
 
 class _Mentions(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.captured.bindings import CONSTANTS
 from torchjac.planning.captured.captures import Captures
+from torchjac.planning.memory import Record
 
 __all__ = ["Watch"]
 
@@ -28,13 +30,14 @@ class Watch:
 
     def __init__(self, func: Callable[..., Any]) -> None:
         self._func, self._in_vain, self._gives_up = func, 0, False
-        self._seen: dict[Hashable, Captures] = {}
+        self._seen: dict[Hashable, tuple[weakref.ref[Record], Captures]] = {}
 
     def noted(
         self, key: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any], *, again: bool
-    ) -> Callable[[], None]:
-        """Take down what the function reaches now, called with such arguments; what comes back keeps it.
+    ) -> Callable[[Record], None]:
+        """Take down what the function reaches now, called with such arguments.
 
+        What comes back keeps it, for a record of the pattern.
         ``again`` is whether its pattern is only compared, where an entry that it lacks may be zero. That is
         good enough for a transform that meets the function as it is, not for one whose function has changed.
         """
@@ -57,15 +60,15 @@ class Watch:
         captures = Captures.of(functools.partial(self._func, *constants))
         return captures if captures.is_sure else None
 
-    def _keep(self, key: Hashable, captures: Captures) -> None:
+    def _keep(self, key: Hashable, captures: Captures, record: Record) -> None:
         while len(self._seen) >= _MOST:
             del self._seen[next(iter(self._seen))]
-        self._seen[key] = captures
+        self._seen[key] = weakref.ref(record), captures
 
-    def is_unchanged(self, key: Hashable) -> bool:
-        """Whether that is known, and still so."""
-        captures = self._seen.get(key)
-        if captures is None:
+    def is_unchanged(self, key: Hashable, record: Record) -> bool:
+        """Whether what the function reached is known for that very record, and still so."""
+        ref, captures = self._seen.get(key, (None, None))
+        if captures is None or ref is None or ref() is not record:
             self._in_vain += 1
             return False
         if captures.changed() is None:
@@ -75,5 +78,5 @@ class Watch:
         return False
 
 
-def _keep_nothing() -> None:
+def _keep_nothing(record: Record) -> None:
     pass

@@ -272,6 +272,7 @@ class Plan:
         call, problem = self._transform.ask(args, kwargs)
         problem.signature = self._problem.signature
         problem.sparsity = self._problem.sparsity
+        problem.memory = self._problem.memory
         return call, solve(problem)
 
     def _packed(self, returned: Sequence[Tensor]) -> Any:

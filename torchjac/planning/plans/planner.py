@@ -25,7 +25,7 @@ from torchjac.evaluation.surroundings import (
 from torchjac.foundations.pytree import flatten
 from torchjac.planning.captured.captures import Captures
 from torchjac.planning.fallback import is_of_the_call, warn_slower
-from torchjac.planning.memory import Record
+from torchjac.planning.memory import Memory, Record
 from torchjac.planning.plans.candidates import inputs_of
 from torchjac.planning.plans.design import Design, design, without_trace
 from torchjac.planning.plans.fields import Arguments, Fields
@@ -116,6 +116,7 @@ def assembled(
     """Put a plan together, once all is known."""
     chosen, key = found.chosen, object()
     problem.signature = lambda: key
+    problem.memory = Memory()  # its own, for it may be one of many
     problem.memory.remember(key, record)
     bare = chosen.program is not None and chosen.is_bare(transform.give, call, problem.outcome())
     return Plan(
