@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import torchjac
+from tests.sparse import DETECTS
 from torchjac.foundations.store import Store
 from torchjac.planning import memory, solve
 from torchjac.planning.memory import Memory, Record, forget_everything
 from torchjac.planning.signature import of_function
 
+detecting = pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")
 RECORD = Record((1,), 1, ())
 
 
@@ -195,6 +197,7 @@ class Unsure(torch.nn.Module):
         return x * x.roll(1)
 
 
+@detecting
 @pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("sizes", [(4,), (4, 6)], ids=["one size", "two sizes"])
 @pytest.mark.parametrize("func", [lambda x: x * x.roll(1), Unsure()], ids=["function", "module"])
@@ -223,6 +226,7 @@ def is_right(derivative, module):
     return torch.equal(derivative(x), torch.func.jacrev(lambda x: x * x.roll(module.shift))(x))
 
 
+@detecting
 @pytest.mark.usefixtures("shared_or_not")
 def test_patterns_that_change_in_turn():
     module = Shifted()
@@ -232,6 +236,7 @@ def test_patterns_that_change_in_turn():
         assert is_right(derivative, module)
 
 
+@detecting
 def test_what_one_transform_watched_says_nothing_of_what_another_found():
     module = Shifted()
     one, other = (torchjac.jac(module, sparsity="detect") for _ in range(2))
@@ -241,6 +246,7 @@ def test_what_one_transform_watched_says_nothing_of_what_another_found():
             assert is_right(derivative, module)
 
 
+@detecting
 def test_plans_and_their_transform_remember_apart(monkeypatch):
     derivative = torchjac.jac(lambda x: x.sin() * x)
     x = torch.ones(3)

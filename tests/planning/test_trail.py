@@ -18,10 +18,13 @@ from torch import Tensor
 
 import torchjac
 from tests.planning.changing import CHANGES, MATRIX
+from tests.sparse import DETECTS
 from torchjac.planning import signature, trail
 from torchjac.planning.search import Search
 from torchjac.planning.signature import Description, of_function
 
+needs_detection = pytest.mark.skipif(not DETECTS, reason="detection needs torch 2.1")
+DETECTED = pytest.param("detect", marks=needs_detection)
 VALUES = pytest.mark.parametrize("values", [True, False])
 SCALE = 2.0
 
@@ -246,7 +249,7 @@ def test_an_argument_that_is_captured_too() -> None:
     assert torch.equal(derivative(torch.ones(2), shared), 4 * torch.eye(2))
 
 
-@pytest.mark.parametrize("sparsity", [None, "detect"])
+@pytest.mark.parametrize("sparsity", [None, DETECTED])
 def test_a_pattern_that_depends_on_what_changes(sparsity: Any) -> None:
     shift, x = 1, torch.arange(1.0, 6.0)
     derivative = torchjac.jac(lambda x: x * torch.roll(x, shift), sparsity=sparsity)
@@ -266,7 +269,7 @@ def in_a_python_module() -> Any:
     return lambda x: x * torch.roll(x, module.shift), functools.partial(setattr, module, "shift")
 
 
-@pytest.mark.parametrize("sparsity", [None, "detect"])
+@pytest.mark.parametrize("sparsity", [None, DETECTED])
 @pytest.mark.parametrize("make", [in_a_partial, in_a_python_module])
 def test_a_pattern_that_depends_on_what_changes_elsewhere(make: Any, sparsity: Any) -> None:
     x, (func, change) = torch.arange(1.0, 6.0), make()
