@@ -260,11 +260,9 @@ class Push(Engine):
         here, tangents = [primals[leaf] for leaf in seeds], list(seeds.values())
         if self._traced:
             found = pushed_by_jvp(partial, here, tangents)
-        elif getattr(self._function, "may_be_compiled", True):
-            with uncompiled():
-                found = pushed(partial, here, tangents, self._constants)
         else:
-            found = pushed(partial, here, tangents, self._constants)
+            with uncompiled(getattr(self._function, "may_be_compiled", True)):
+                found = pushed(partial, here, tangents, self._constants)
         self.values, products, self.carried = found
         return list(products)
 

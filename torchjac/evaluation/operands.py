@@ -304,14 +304,6 @@ class Constants(TorchFunctionMode):
         self._level, self._grad_mode = level, torch.is_grad_enabled()
         return self
 
-    # What the base class does, in two calls less.
-    def __enter__(self) -> Constants:
-        torch._C._push_on_torch_function_stack(self)
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        torch._C._pop_torch_function_stack()
-
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:

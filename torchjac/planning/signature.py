@@ -271,10 +271,10 @@ def _describe_function(function: types.FunctionType, search: Search) -> Any:
     """Describe the code, the contents of the closure, the defaults, and the globals that the code names."""
     search.seen[id(function)] = len(search.seen)
     written, space = function.__dict__, function.__globals__
-    # A wrapper of the user's has a copy of what is written on what it wraps.
     names, looks_elsewhere = mentions(function.__code__)
     if search.trail is not None:
         search.trail.note(function, names)
+    # A wrapper of the user's has a copy of what is written on what it wraps.
     if DESCRIBED in written and str(space.get("__name__"))[:9] == "torchjac.":
         search.is_sure &= _OF_TRANSFORMS.issuperset(written)
         own = written[DESCRIBED]

@@ -1,7 +1,7 @@
 """What a description has read, to be read again: if all of it is the same, so is the description.
 
 To describe a function takes as long as to evaluate a small one. A transform that is kept describes the same
-one at every call; reading again what was read then takes half as long.
+one at every call; reading again what was read then is less work.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ from torchjac.foundations.strides import is_dense
 
 __all__ = ["LONG", "TENSORS", "Trail"]
 
+
+class _Absent:
+    """What stands for a name under which there is nothing."""
+
+
+_ABSENT = repeat(_Absent())
+
+
 TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 _ROWS = frozenset({list, tuple})
 _SIZED = frozenset({*_ROWS, str, bytes})
@@ -27,20 +35,13 @@ _TOLD = frozenset(
     {
         *(int, float, complex, bool, str, bytes, type(None), range, torch.Size),
         *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-        *(types.ModuleType, types.FunctionType, types.CodeType),
+        *(types.ModuleType, types.CodeType, _Absent),
     }
 )
 _parts = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__", "__dict__")
 _contents = operator.attrgetter("cell_contents")
 _MOST = 256  # things to look at; reading more may take longer than what is gained
 LONG = 64  # of a list or a text, for descriptions too
-
-
-class _Absent:
-    """What stands for a name under which there is nothing."""
-
-
-_ABSENT = repeat(_Absent())
 
 
 class _Tensor(NamedTuple):
@@ -114,7 +115,7 @@ class Trail:
             # Of PyTorch, or from a Python module; it may as well be the method of an object.
             self.is_broken |= not isinstance(found.__self__, (types.ModuleType, type(None)))
         else:
-            self.is_broken |= kind not in _TOLD and kind is not _Absent
+            self.is_broken |= kind not in _TOLD
         self._kept.append(found)
         return found
 

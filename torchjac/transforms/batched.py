@@ -298,6 +298,7 @@ class _BatchCall(Call):
 
     def signature(self) -> Hashable:
         """What makes another call the same as this one."""
+        # Only here: a compiler, which wants no signature, cannot trace the text of a size.
         self._told_by = (type(self).__name__, repr(self._in_dims), self._randomness)
         return super().signature()
 

@@ -94,10 +94,13 @@ class Namespace(NamedTuple):
     def difference(self) -> str | None:
         """Say which name is there by now, or None."""
         # A part of a package is new when somebody imports it, and changes nothing.
-        parts = [
-            name for name, value in dict(self.space).items() if isinstance(value, types.ModuleType)
+        new = [
+            name
+            for name, value in dict(self.space).items()
+            if name not in self.names
+            and not isinstance(value, types.ModuleType)
+            and self.counts(name, value)
         ]
-        new = self.renewed().names - self.names - {*parts}
         return f"{self.label}.{min(new)} is new" if new else None
 
     def renewed(self) -> Namespace:

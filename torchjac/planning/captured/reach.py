@@ -67,7 +67,6 @@ _PARTS: dict[type, tuple[str, ...]] = {
     classmethod: ("__func__",),
     property: ("fget", "fset"),
     functools.cached_property: ("func",),
-    functools.partial: ("func", "args", "keywords"),
     type(functools.lru_cache(len)): ("__wrapped__",),
     slice: ("start", "stop", "step"),
 }
@@ -127,13 +126,12 @@ class Search:
                 self._wait(*[(vars(subject).get(name), path) for name in _MAKERS])
         elif isinstance(subject, weakref.ref):
             self._wait((subject(), path))
+        elif isinstance(subject, partial):  # another state can be set of it
+            for name in ("func", "args", "keywords"):
+                self._bind(f"{path}.{name}", partial(getattr, subject, name), f"{path}.{name}")
         else:
             parts = next((_PARTS[kind] for kind in type(subject).__mro__ if kind in _PARTS), None)
-            for name in parts or ():
-                if isinstance(subject, partial):  # another state can be set of it
-                    self._bind(f"{path}.{name}", partial(getattr, subject, name), f"{path}.{name}")
-                else:
-                    self._wait((getattr(subject, name), f"{path}.{name}"))
+            self._wait(*[(getattr(subject, name), f"{path}.{name}") for name in parts or ()])
             if parts is None:
                 self._object(subject, path)
 

@@ -67,11 +67,11 @@ class Watch:
 
     def is_unchanged(self, key: Hashable, record: Record) -> bool:
         """Whether what the function reached is known for that very record, and still so."""
-        ref, captures = self._seen.get(key, (None, None))
-        if captures is None or ref is None or ref() is not record:
+        seen = self._seen.get(key)
+        if seen is None or seen[0]() is not record:
             self._in_vain += 1
             return False
-        if captures.changed() is None:
+        if seen[1].changed() is None:
             return True
         self._seen.pop(key, None)
         self._gives_up = True
