@@ -163,3 +163,38 @@ def test_entries_that_are_all_products_in_another_order_are_gathered() -> None:
     # One product with the sum of the rows; row 0 has its entry in column 1.
     ((block,),) = recovery.blocks([], [torch.tensor([[10.0, 11.0, 12.0, 13.0]])])
     assert block.values.tolist() == [11.0, 10.0, 13.0, 12.0]
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("number", [1, 2, 7])
+def test_many_entries_are_read_in_rows(threads: Any, number: int) -> None:
+    # 131 072 entries and some: the last row is padded.
+    threads(number)
+    n = 2**16 + 2
+    rows = np.arange(n).repeat(2)
+    cols = (rows + np.tile([0, 1], n)) % n
+    pattern = SparsityPattern.from_coo(rows, cols, (n, n))
+    leaf = torch.empty(n)
+    coloring = color(pattern, "columns")
+    recovery = Recovery(coloring, Layout([leaf]), Layout([leaf]))
+    product = torch.randn(coloring.num_colors, n)
+
+    def entries(product: Tensor) -> Tensor:
+        ((block,),) = recovery.blocks([product], [])
+        return block.values
+
+    rows, cols = pattern.coo
+    colors = coloring.column_indices
+    assert colors is not None
+    expected = torch.from_numpy(product.numpy()[colors[cols], rows])
+    torch.testing.assert_close(entries(product), expected)
+    torch.testing.assert_close(torch.func.vmap(entries)(product[None])[0], expected)
+    torch.testing.assert_close(torch.func.jvp(entries, (product,), (product,))[1], expected)
+    (weights,) = torch.autograd.grad(entries(product.requires_grad_()).sum(), product)
+    torch.testing.assert_close(weights, torch.ones_like(product))

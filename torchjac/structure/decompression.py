@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchjac.foundations.layout import Layout
+from torchjac.foundations.lending import is_plain
 from torchjac.structure.blocks import BlockIndex, SparseBlock
 from torchjac.structure.coloring import Coloring
 
@@ -21,7 +22,27 @@ __all__ = ["Recovery"]
 
 _MANY = 2**17  # entries; measured
 
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+class _Places:
+    """Where in the flat products each entry is read.
+
+    PyTorch selects the elements of a vector in one thread, but gathers the rows of a matrix in several. So
+    many entries are read as rows, one for each thread, the last of them padded.
+    """
+
+    def __init__(self, places: np.ndarray, device: torch.device) -> None:
+        self.device, self._count = device, len(places)
+        self._is_many = device.type == "cpu" and len(places) > _MANY
+        rows = torch.get_num_threads() if self._is_many else 1
+        padded = np.pad(places, (0, -len(places) % rows)).astype(np.int64)
+        self._rows = torch.from_numpy(padded).to(device).view(rows, -1)
+
+    def read(self, flat: Tensor) -> Tensor:
+        """The entries of one stack of products ``(k * total,)``."""
+        if not self._is_many or not is_plain(flat) or flat.requires_grad:
+            return flat.index_select(0, self._rows.view(-1)[: self._count])
+        entries = flat.expand(len(self._rows), -1).gather(1, self._rows)
+        return entries.view(-1)[: self._count]
 
 
 class Recovery:
@@ -57,9 +78,7 @@ class Recovery:
         made = coloring.num_column_colors * m + coloring.num_row_colors * n
         # Of a diagonal, say, the products are the entries.
         self._is_all = len(places) == made and bool((np.diff(places, prepend=-1) == 1).all())
-        # PyTorch selects by wide indices faster, until reading them is what takes the time.
-        width = np.int32 if len(places) > _MANY and made < 2**31 else np.int64
-        self._places = torch.from_numpy(places.astype(width)).to(device)
+        self._places = _Places(places, device)
         self._corrections = _corrections(coloring, order, device)
         sizes = np.bincount(block, minlength=len(outputs.counts) * len(primals.counts))
         self._sizes: list[int] = sizes.tolist()
@@ -94,12 +113,8 @@ class Recovery:
         if by_columns and by_rows:
             device = self._places.device
             flat = torch.cat([flat.to(device), _side_by_side(by_rows).to(device)])
-        if self._is_all:
-            # An expanded product is written out: what is handed out has an element for every entry.
-            whole = flat.contiguous()
-        else:
-            # Wide where a transform is around, whose rule takes no others in torch 2.4 and before.
-            whole = flat.index_select(0, self._places.long() if _is_wrapped(flat) else self._places)
+        # An expanded product is written out: what is handed out has an element for every entry.
+        whole = flat.contiguous() if self._is_all else self._places.read(flat)
         if self._corrections is not None:
             entry, place, sign = self._corrections
             whole = whole.index_add(0, entry, flat.index_select(0, place) * sign)
