@@ -26,6 +26,9 @@ DOUBLE = torch.float64
 SQUARE = torch.tensor([[2.0, -1.0, 0.5], [1.0, 3.0, -2.0], [0.25, 1.5, -4.0]], dtype=DOUBLE)
 VECTOR = SQUARE[0].clone()
 BATCH = SQUARE.expand(2, 3, 3).clone()
+# Bases and exponents of zero, and equal numbers.
+TIED = torch.tensor([[0.0, 1.0, 0.5], [2.0, 0.0, 3.0]], dtype=DOUBLE)
+TIES = [(TIED, TIED), (TIED, TIED + 1), (TIED[1], TIED.ceil()[..., None])]
 ONE_VECTOR = {torch.dot, Tensor.dot, torch.outer, Tensor.outer, torch.linalg.cross}
 SHAPED: dict[Any, list[tuple[Tensor, ...]]] = {
     torch.mv: [(SQUARE, VECTOR)],
@@ -61,6 +64,7 @@ SHAPED: dict[Any, list[tuple[Tensor, ...]]] = {
         (SQUARE, VECTOR.sin(), VECTOR.exp(), VECTOR, None, True),
         (BATCH, None, None, VECTOR, VECTOR, True, 0.1, 0.5),
     ],
+    **dict.fromkeys([*operands._POWERS, *operands._EXTREMES], TIES),
     getattr(F, "rms_norm", None): [(BATCH, [3], VECTOR), (BATCH, [3, 3], SQUARE, 0.5)],
 }
 

@@ -15,6 +15,8 @@ the same numbers:
   large it is lent instead, and copied when that happens.
 - *Norms.* What follows a normalisation is linear, so its tangent is that of the normalisation without weight
   and bias, times the weight.
+- *Powers and extremes.* Of d ** c PyTorch works out the slope in c as well, with a logarithm, and of maximum
+  (d, c) the difference of two tangents. That of d is enough, times a slope which is the same for all seeds.
 
 Operations are seen where the function calls them, through `torch.overrides`, and so are those that make a
 constant. What PyTorch calls within operations of its own is left to PyTorch.
@@ -121,6 +123,24 @@ def _affine(
     return found
 
 
+def _power(
+    function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
+) -> Tensor:
+    base, exponent = _primal(args[0]), args[1]
+    slope = exponent * base ** (exponent - 1)
+    # The power of zero is a constant, at a base of zero too.
+    return tangent * slope.masked_fill(exponent == 0, 0)
+
+
+def _extreme(
+    function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
+) -> Tensor:
+    primal, other = _primal(args[at]), args[1 - at]
+    # Both have a half where they are equal.
+    chosen = (primal == value).to(value.dtype)
+    return tangent * torch.where(primal == other, chosen / 2, chosen)
+
+
 def _layer_norm(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
@@ -154,6 +174,11 @@ def _batch_norm(
     # Those that run have been brought up to date with the value.
     normalised = _tangent(function(args[0], None, None, None, None, True, *rest))
     return _scaled(normalised, _of_channels(weight, value), value)
+
+
+def _primal(dual: Tensor) -> Tensor:
+    found: Tensor = _unpack_dual(dual, level=0)[0]
+    return found
 
 
 def _tangent(dual: Tensor) -> Tensor:
@@ -206,6 +231,8 @@ _QUOTIENTS = [
     *(torch.div, torch.divide, torch.true_divide),
     *_methods("div", "divide", "true_divide", "__div__", "__truediv__"),
 ]
+_POWERS = [torch.pow, *_methods("pow", "__pow__")]
+_EXTREMES = [torch.maximum, torch.minimum, *_methods("maximum", "minimum")]
 _BILINEAR = [
     *(torch.matmul, torch.mm, torch.mv, torch.bmm, torch.dot, torch.inner, torch.outer),
     *_methods("matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "dot", "inner", "outer"),
@@ -249,6 +276,8 @@ _BY_TENSORS: dict[Function, _Rule] = _table(
     (_Rule(_TWO, _EITHER, _difference), _DIFFERENCES),
     (_Rule(_TWO, _EITHER, _product), [*_PRODUCTS, *_BILINEAR]),
     (_Rule(_TWO, _FIRST, _product), _QUOTIENTS),
+    (_Rule(_TWO, _FIRST, _power), _POWERS),
+    (_Rule(_TWO, _EITHER, _extreme), _EXTREMES),
     (_Rule(slice(3), _EITHER, _affine, _LINEAR), [F.linear]),
     (_Rule(slice(3), _EITHER, _affine, _CONVOLUTION), [F.conv1d, F.conv2d, F.conv3d]),
     (
