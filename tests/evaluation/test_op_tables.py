@@ -7,10 +7,10 @@ import torch
 
 NEW = hasattr(torch, "compiler")
 TABLES = [
+    ("elements", "_MOVES"),
+    ("elements", "_AMONG_ZEROS"),
+    ("elements", "_RESHAPES"),
     ("elementwise", "_ELEMENTWISE_BACKWARDS"),
-    ("gathers", "_MOVES"),
-    ("gathers", "_PLACES"),
-    ("gathers", "_RESHAPES"),
     ("linearity", "FACTORS"),
     ("linearity", "INDEPENDENT"),
     ("noops", "RESHAPES"),

@@ -127,7 +127,7 @@ def _power(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
     base, exponent = _primal(args[0]), args[1]
-    slope = exponent * base ** (exponent - 1)
+    slope: Tensor = exponent * base ** (exponent - 1)
     # The power of zero is a constant, at a base of zero too.
     return tangent * slope.masked_fill(exponent == 0, 0)
 

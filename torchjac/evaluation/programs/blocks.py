@@ -115,7 +115,7 @@ def blocks(call: Call) -> Any:
     if len(symbols) != 1:
         return None
     name, whole = symbols[0]
-    if name in linear_arguments(call):
+    if name in linear_arguments(call.name, call.arguments):
         return _elementwise(call, name, whole)
     if call.name in RESHAPES and "dtype" not in call.arguments:
         return _reshape(call, whole)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from torchjac.errors import UnsupportedError
+from torchjac.evaluation.programs.gathers import ENTRIES
 from torchjac.evaluation.programs.replayed import replayed
 from torchjac.evaluation.programs.small_products import with_small_products
 from torchjac.evaluation.programs.straight_line import ScalarCode, UnfitError, straight_line
@@ -128,8 +129,30 @@ def _compile(graph: GraphModule, tensors: Sequence[Tensor]) -> Run:
         lifted.recompile()
         with contextlib.suppress(UnfitError):
             return _load(straight_line(lifted, likes))
-        outer: Any = compile_fx(lifted, likes, inner_compile=catch, decompositions=table)
+        checked = {"assert_indirect_indexing": not _reads_own_places_alone(graph, lifted)}
+        with config.patch(checked):
+            outer: Any = compile_fx(lifted, likes, inner_compile=catch, decompositions=table)
     return _innermost(outer, inner, len(likes))
+
+
+def _reads_own_places_alone(graph: GraphModule, lifted: GraphModule) -> bool:
+    """Whether all indices are those of entries, which fit; else they are checked at every call."""
+    names = list(captured_tensors(graph))
+    placeholders = [node for node in lifted.graph.nodes if node.op == "placeholder"]
+    own = {
+        node
+        for node, name in zip(placeholders[len(placeholders) - len(names) :], names, strict=True)
+        if name.startswith(ENTRIES)
+    }
+    return all(
+        node in own or not _has_integers(node.meta.get("val")) for node in lifted.graph.nodes
+    )
+
+
+def _has_integers(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_integers, value))
+    return isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def _load(code: ScalarCode) -> Run:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torchjac.evaluation.programs.rewriting import Call
+from collections.abc import Mapping
+from typing import Any
+
 from torchjac.evaluation.programs.zeros import is_zero
 
 __all__ = ["linear_arguments"]
@@ -18,19 +20,21 @@ _ELEMENTWISE_BACKWARDS = frozenset(
 )
 
 
-def linear_arguments(call: Call) -> tuple[str, ...]:
+def linear_arguments(name: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """The arguments that an elementwise operation is linear in, one at a time."""
-    if call.name == "mul":
+    if name == "mul":
         return ("self", "other")
-    if call.name in ("div", "neg", "_to_copy", "clone") and call.get("rounding_mode") is None:
+    if name in ("div", "neg", "_to_copy", "clone") and arguments.get("rounding_mode") is None:
         return ("self",)
-    if call.name == "where":
+    if name == "where":
         return tuple(
-            one for one, other in (("self", "other"), ("other", "self")) if is_zero(call[other])
+            one
+            for one, other in (("self", "other"), ("other", "self"))
+            if is_zero(arguments[other])
         )
-    if call.name == "masked_fill" and is_zero(call["value"]):
+    if name == "masked_fill" and is_zero(arguments["value"]):
         return ("self",)
-    first = next(iter(call.arguments))
-    if call.name in _ELEMENTWISE_BACKWARDS and first.startswith("grad"):
+    first = next(iter(arguments))
+    if name in _ELEMENTWISE_BACKWARDS and first.startswith("grad"):
         return (first,)
     return ()

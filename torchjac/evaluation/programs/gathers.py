@@ -8,38 +8,47 @@ part among zeros maps the indices to others:
     (c * u).roll(1)[i]   =   c.roll(1)[i] * u.roll(1)[i]   =   c[i - 1] * u[i - 1]
 
 So the indices move up to where the operands come from. The seeds end there, as constants of one number
-for each entry, and what is left at a call is what a person would have written by hand: for each entry a
-formula of the values that it depends on.
+for each entry. Of a sum, seeds let few terms live at an entry: entries with the same terms are computed
+together, each class by its own formula, and those with none are constants. What is left at a call is what a
+person would have written by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-__all__ = ["entries_first"]
+from torchjac.evaluation.programs.elements import (
+    is_elementwise,
+    is_move,
+    name_of,
+    origins,
+    source_of,
+)
+from torchjac.evaluation.programs.partly_known import PartlyKnown
+from torchjac.evaluation.programs.terms import Term, is_sum, terms_of
+
+__all__ = ["ENTRIES", "entries_first"]
 
 aten = torch.ops.aten
 
 Places: TypeAlias = Tensor
 """Positions in a flattened tensor: of each entry, where it is."""
+Elements: TypeAlias = Node | Tensor
+"""A new node, or numbers that are known."""
 
-_MOVES = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("alias", "clone", "expand", "flip", "permute", "reshape", "roll", "select", "slice"),
-        *("squeeze", "t", "transpose", "unsqueeze", "view", "_unsafe_view", "detach"),
-    )
-)
-# These put a part among zeros.
-_PLACES = frozenset(["aten::select_backward", "aten::slice_backward", "aten::diag_embed"])
-# What it takes to read an element through an index, in elements read in order.
-_GATHER = 4
+ENTRIES = "_entries_"
+"""What the tensors are called that say where entries are, and what is known of them."""
+
+# What it takes to read an element through an index, and to call an operation, in elements read in order.
+_GATHER, _CALL = 4, 4096
+_MOST_CLASSES = 16
+_LONG = 2**14  # for a run to be computed apart
 
 
 def entries_first(graph: GraphModule, known: dict[Node, Any]) -> None:
@@ -49,32 +58,43 @@ def entries_first(graph: GraphModule, known: dict[Node, Any]) -> None:
         graph: changed in place.
         known: the nodes whose results never change, and these.
     """
+    partly = PartlyKnown(dict(known))
     for node in list(graph.graph.nodes):
         if node.target is not aten.index_select.default or node in known:
             continue
         source, dim, places = node.args
         if places not in known or source.meta["val"].dim() != 1 or dim != 0:
             continue
-        rewriting = _Rewriting(graph, known, node)
+        rewriting = _Rewriting(graph, known, partly, node)
         found = rewriting.at(source, known[places].long())
-        if rewriting.cost < _GATHER * len(known[places]) + _cost_before(source, known):
+        if rewriting.cost < _read_cost(len(known[places])) + _cost_of([source], known):
             node.replace_all_uses_with(rewriting.as_node(found))
+        else:
+            node.replace_input_with(places, rewriting.as_node(known[places].int()))
         graph.graph.eliminate_dead_code()
+    _forget_unread(graph)
     graph.recompile()
 
 
-def _cost_before(source: Node, known: dict[Node, Any]) -> int:
-    """The elements that operations make which nothing but ``source`` needs."""
-    doomed = {source}
-    for node in reversed(list(source.graph.nodes)):
-        if (
-            node.op == "call_function"
-            and node not in doomed
-            and node.users
-            and doomed.issuperset(node.users)
-        ):
-            doomed.add(node)
-    return sum(_size(node) for node in doomed if node not in known and not _is_view(node))
+def _forget_unread(graph: GraphModule) -> None:
+    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [name for name in graph._buffers if name.startswith(ENTRIES) and name not in read]:
+        delattr(graph, name)
+
+
+def _read_cost(count: int) -> int:
+    return _CALL + _GATHER * count
+
+
+def _cost_of(results: Sequence[Node], known: dict[Node, Any]) -> int:
+    """What it takes to make tensors that nothing else is made of."""
+    cost, needed = 0, set(results)
+    for node in reversed(list(results[0].graph.nodes) if results else []):
+        if node in needed and node.op == "call_function" and node not in known:
+            needed.update(node.all_input_nodes)
+            if not _is_view(node):
+                cost += _CALL + _size(node)
+    return cost
 
 
 def _is_view(node: Node) -> bool:
@@ -87,50 +107,97 @@ def _size(node: Node) -> int:
     return value.numel() if isinstance(value, Tensor) else 0
 
 
+class _Class(NamedTuple):
+    """Entries that are sums of the same terms."""
+
+    entries: Tensor
+    terms: list[Term]
+
+
+def _in_runs(entries: Tensor, terms: list[Term]) -> Sequence[Tensor]:
+    """Cut where places do not follow one another, if that is seldom: what lies between is read as a view."""
+    breaks = torch.zeros(max(len(entries) - 1, 0), dtype=torch.bool, device="cpu")
+    for node, places, _ in terms:
+        # In one product of the stack, for it is multiplied with what all of them share.
+        product = node.meta["val"].shape[1:].numel()
+        breaks |= (places[entries] % product).diff() != 1
+    cuts = breaks.nonzero().reshape(-1) + 1
+    return entries.tensor_split(cuts) if len(cuts) * _LONG <= len(entries) else [entries]
+
+
+def _is_run(places: Places) -> bool:
+    return bool((places.diff() == 1).all())
+
+
 class _Rewriting:
     """One reading of entries, moved up from ``before``."""
 
-    def __init__(self, graph: GraphModule, known: dict[Node, Any], before: Node) -> None:
-        self._graph, self._known, self._before = graph, known, before
-        self._done: dict[tuple[Node, int], Any] = {}
+    def __init__(
+        self, graph: GraphModule, known: dict[Node, Any], partly: PartlyKnown, before: Node
+    ) -> None:
+        self._graph, self._known, self._partly, self._before = graph, known, partly, before
+        self._done: dict[tuple[Node, int], Elements] = {}
         self._kept: dict[bytes, Places] = {}
         self._moved: dict[tuple[Node, int], Places] = {}
-        self.cost = 0
-        """Elements that are made, and read through indices."""
+        self._whole: dict[Node, Node] = {}
+        self._made, self._is_within = 0, False
 
-    def at(self, node: Node, places: Places) -> Node | Tensor:
-        """The elements of a tensor at some places: a new node, or numbers that are known."""
+    @property
+    def cost(self) -> int:
+        """Elements that are made, and read through indices, and calls."""
+        return self._made + _cost_of(list(self._whole), self._known)
+
+    def at(self, node: Node, places: Places) -> Elements:
+        """The elements of a tensor at some places."""
         # The same places come about in several ways.
         places = self._kept.setdefault(places.numpy().tobytes(), places)
         key = (node, id(places))
         if key not in self._done:
             self._done[key] = self._at(node, places)
-        return self._done[key]  # type: ignore[no-any-return]
+        return self._done[key]
 
-    def _at(self, node: Node, places: Places) -> Node | Tensor:
-        if node in self._known:
-            numbers: Tensor = self._known[node].reshape(-1)[places]
-            return numbers
-        name = _name(node)
-        if name in _MOVES and node.meta["val"].dtype == _source(node).meta["val"].dtype:
-            return self.at(_source(node), self._through(node, places))
-        if name in _PLACES or (name == "aten::add" and _joins_parts(node)):
-            parted = self._parted(node, places)
-            if parted is not None:
-                return parted
-        if _is_elementwise(node) and _GATHER * _size(node) > len(places):
+    def _at(self, node: Node, places: Places) -> Elements:
+        found = self._partly.of(node)
+        if found is not None and bool(found.at(places).where.all()):
+            return found.at(places).numbers
+        if is_move(node):
+            return self.at(source_of(node), self._through(node, places))
+        if is_sum(node):
+            summed = self._summed(node, places)
+            if summed is not None:
+                return summed
+        # A run of most of a tensor is a view, which others may want as well.
+        is_cheaper_whole = _is_run(places) and 2 * len(places) > _size(node)
+        if is_elementwise(node) and not is_cheaper_whole and _GATHER * _size(node) > len(places):
             return self._elementwise(node, places)
-        flat = node if node.meta["val"].dim() == 1 else self._new(aten.reshape.default, node, [-1])
-        return self._new(aten.index_select.default, flat, 0, self.as_node(places.int()))
+        return self._read(self._flat(node), places)
+
+    def _flat(self, node: Node) -> Node:
+        """A tensor that stays, as a vector."""
+        if node not in self._whole:
+            flat = node.meta["val"].dim() == 1
+            self._whole[node] = node if flat else self._new(aten.reshape.default, node, [-1])
+        return self._whole[node]
+
+    def _read(self, flat: Node, places: Places) -> Node:
+        if not _is_run(places):
+            self._made += _GATHER * len(places)
+            return self._new(aten.index_select.default, flat, 0, self.as_node(places.int()))
+        if len(places) == _size(flat):
+            return flat
+        first = int(places[0]) if len(places) else 0
+        return self._new(aten.slice.Tensor, flat, 0, first, first + len(places))
 
     def _through(self, node: Node, places: Places) -> Places:
         """Where in its source a view has its elements."""
         key = (node, id(places))
         if key not in self._moved:
-            self._moved[key] = _map(node).reshape(-1)[places]
+            self._moved[key] = origins(node).reshape(-1)[places]
         return self._moved[key]
 
-    def _elementwise(self, node: Node, places: Places) -> Node | Tensor:
+    # --- elementwise operations ------------------------------------------------------------------
+
+    def _elementwise(self, node: Node, places: Places) -> Elements:
         shape = node.meta["val"].shape
 
         def operand(argument: Node) -> Any:
@@ -147,61 +214,105 @@ class _Rewriting:
                 self._moved[key] = spread.reshape(-1)[places]
             return self.at(argument, self._moved[key])
 
-        args, kwargs = map_arg((node.args, node.kwargs), operand)
-        args = tuple(self.as_node(a) if isinstance(a, Tensor) else a for a in args)
-        self.cost += len(places)
+        was_within, self._is_within = self._is_within, True
+        mapped: Any = map_arg((node.args, node.kwargs), operand)
+        self._is_within = was_within
+        args, kwargs = list(mapped[0]), mapped[1]
+        if name_of(node) == "aten::mul":
+            args.sort(key=lambda argument: isinstance(argument, Tensor))  # a constant comes last
+            factor = args[1] = self._operand(args[1])
+            if factor == 1 and args[0].meta["val"].dtype == node.meta["val"].dtype:
+                return args[0]  # type: ignore[no-any-return]
+        args = [self.as_node(a) if isinstance(a, Tensor) else a for a in args]
         made = self._new(node.target, *args, **kwargs)
         if made.meta["val"].dim() == 1 and _size(made) == len(places):
             return made
         return self._new(aten.expand.default, made, [len(places)])
 
-    def _parted(self, node: Node, places: Places) -> Node | Tensor | None:
-        """The entries of a sum of parts among zeros, each from the one part that it lies in."""
-        terms = _terms(node)
-        maps = [
-            _map(term).reshape(-1)[places] if _name(term) in _PLACES else places for term in terms
-        ]
-        whose = torch.full_like(places, len(terms))
-        for number, where in enumerate(maps):
-            if bool(((where >= 0) & (whose < len(terms))).any()):
-                return None  # two parts overlap
-            whose[where >= 0] = number
-        if bool((whose.diff() >= 0).all()) or bool((whose.diff() <= 0).all()):
-            order = None
-        else:
-            order = whose.argsort(stable=True)
-        parts: list[Node | Tensor] = []
-        for number in dict.fromkeys(whose.tolist() if order is None else whose[order].tolist()):
-            at = (whose == number).nonzero().reshape(-1)
-            if number == len(terms):
-                like = node.meta["val"]
-                parts.append(torch.zeros(len(at), dtype=like.dtype, device=like.device))
-            else:
-                term = terms[number]
-                source = _source(term) if _name(term) in _PLACES else term
-                parts.append(self.at(source, maps[number][at]))
-        return self._joined(parts, order)
+    # --- sums ------------------------------------------------------------------------------------
 
-    def _joined(self, parts: list[Node | Tensor], order: Tensor | None) -> Node | Tensor:
-        whole = parts[0]
+    def _summed(self, node: Node, places: Places) -> Elements | None:
+        """Entries of what is put together of terms, each of those that live there."""
+        like = node.meta["val"]
+        terms = terms_of(node, places, self._known)
+        if len(terms) == 1 and terms[0].node is node:
+            return None
+        constants = torch.zeros(len(places), dtype=like.dtype, device=like.device)
+        alive = torch.zeros(len(places), dtype=torch.int64, device="cpu")
+        for number, term in enumerate(terms):
+            numbers, lives = self._constant_part(term, like)
+            constants = constants + term.sign * numbers
+            alive |= lives.long() << number
+        classes = [
+            _Class(entries, live)
+            for which in alive.unique().tolist()
+            for live in [[term for number, term in enumerate(terms) if which >> number & 1]]
+            for entries in _in_runs((alive == which).nonzero().reshape(-1), live)
+            if which
+        ]
+        is_uniform = len(classes) == 1 and len(classes[0].entries) == len(places)
+        # Within a product, say, it takes less to compute them all alike than to put them together again.
+        if len(classes) > _MOST_CLASSES or (
+            self._is_within and is_elementwise(node) and not is_uniform
+        ):
+            return None
+        return self._joined([self._sum(one, constants) for one in classes], classes, constants)
+
+    def _constant_part(self, term: Term, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each entry, the number that a term adds if it never changes, and whether it does change."""
+        inside, places = term.places >= 0, term.places.clamp(min=0)
+        known = self._partly.of(term.node)
+        if known is None:
+            return torch.zeros((), dtype=like.dtype, device=like.device), inside
+        where, numbers = known.at(places)
+        is_constant = where & inside.to(where.device)
+        return numbers.masked_fill(~is_constant, 0), inside & ~where.cpu()
+
+    def _sum(self, one: _Class, constants: Tensor) -> Node:
+        total: Node | None = None
+        for term in one.terms:
+            value = self.as_node(self.at(term.node, term.places[one.entries]))
+            if total is not None:
+                target = aten.add.Tensor if term.sign > 0 else aten.sub.Tensor
+                total = self._new(target, total, value)
+            else:
+                total = value if term.sign > 0 else self._new(aten.neg.default, value)
+        assert total is not None
+        offset = constants[one.entries]
+        if bool((offset == 0).all()):
+            return total
+        return self._new(aten.add.Tensor, total, self._operand(offset))
+
+    def _joined(self, parts: list[Node], classes: list[_Class], constants: Tensor) -> Elements:
+        """The classes in the order of the entries, those that are in none from constants."""
+        if not parts:
+            return constants
+        whole, at = parts[0], torch.cat([one.entries for one in classes])
         if len(parts) > 1:
-            whole = self._new(aten.cat.default, [self.as_node(part) for part in parts])
-            self.cost += _size(whole)
-        if order is None:
-            return whole
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device="cpu")
-        self.cost += _GATHER * len(order)
-        return self._new(
-            aten.index_select.default, self.as_node(whole), 0, self.as_node(back.int())
+            whole = self._new(aten.cat.default, parts)
+        if len(at) < len(constants):
+            self._made += _GATHER * len(at)
+            template, places = self.as_node(constants), self.as_node(at)
+            return self._new(aten.scatter.src, template, 0, places, whole)
+        return self._read(
+            whole, torch.empty_like(at).scatter_(0, at, torch.arange(len(at), device="cpu"))
         )
 
-    def as_node(self, value: Node | Tensor) -> Node:
+    def _operand(self, value: Any) -> Any:
+        """A number, where a constant is the same for all entries."""
+        if not isinstance(value, Tensor):
+            return value
+        is_uniform = len(value) and bool((value == value[0]).all())
+        return value[0].item() if is_uniform else self.as_node(value)
+
+    # --- nodes -----------------------------------------------------------------------------------
+
+    def as_node(self, value: Elements) -> Node:
         """A node for numbers that are known."""
         if isinstance(value, Node):
             return value
         # Counted by the buffers, which only become more; the nodes become fewer as well.
-        name = f"_entries_{len(self._graph._buffers)}"
+        name = f"{ENTRIES}{len(self._graph._buffers)}"
         self._graph.register_buffer(name, value, persistent=False)
         with self._graph.graph.inserting_before(self._before):
             node = self._graph.graph.get_attr(name)
@@ -219,53 +330,6 @@ class _Rewriting:
             node = self._graph.graph.call_function(target, args, kwargs)
         values, options = map_arg((args, kwargs), lambda n: n.meta["val"])
         node.meta["val"] = target(*values, **options)
+        if not _is_view(node):
+            self._made += _CALL + _size(node)
         return node
-
-
-def _name(node: Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name)
-
-
-def _source(node: Node) -> Node:
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return source
-
-
-def _is_elementwise(node: Node) -> bool:
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
-        return False
-    tags = target.tags
-    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
-
-
-def _joins_parts(node: Node) -> bool:
-    return any(_name(term) in _PLACES for term in _terms(node))
-
-
-def _terms(node: Node) -> list[Node]:
-    """What a sum adds up, sums of parts among zeros included."""
-    if _name(node) != "aten::add" or node.kwargs or len(node.all_input_nodes) != 2:
-        return [node]
-    if any(
-        argument.meta["val"].shape != node.meta["val"].shape for argument in node.all_input_nodes
-    ):
-        return [node]
-    return [term for argument in node.all_input_nodes for term in _terms(argument)]
-
-
-def _map(node: Node) -> Tensor:
-    """For every element that a move makes, the position it comes from; -1 where there is a zero."""
-    source = _source(node)
-    like = source.meta["val"]
-    numbers = torch.arange(1, like.numel() + 1, device="cpu").view(like.shape)
-    target: Any = aten.reshape.default if _name(node) in _RESHAPES else node.target
-    moved: Tensor = target(
-        numbers, *node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "memory_format"}
-    )
-    return moved - 1
-
-
-_RESHAPES = frozenset(["aten::view", "aten::_unsafe_view"])

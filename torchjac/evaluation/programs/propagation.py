@@ -38,7 +38,7 @@ def diagonal(call: Call) -> Any:
         return PRODUCTS[call.name](call, seeds, name)
     if not seeds.is_stack:
         return None
-    if name in linear_arguments(call):
+    if name in linear_arguments(call.name, call.arguments):
         return _elementwise(call, seeds, name)
     return _RULES[call.name](call, seeds) if call.name in _RULES and name == "self" else None
 

@@ -1,0 +1,222 @@
+"""Entries of a sparse Jacobian computed alone, those that never change being constants."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+import torchjac
+from tests.evaluation.graphs import TRACES, results, traced
+from torchjac.evaluation.programs.compiled import _reads_own_places_alone, _run_apart
+from torchjac.evaluation.programs.folding import _known, fold
+from torchjac.evaluation.programs.partly_known import PartlyKnown
+from torchjac.evaluation.programs.tracing import captured_tensors
+
+pytestmark = pytest.mark.skipif(not TRACES, reason="needs torch 2.4")
+
+DOUBLE = torch.float64
+SIDES = (3, 4)
+CONSTANT = torch.tensor([[0, 2, 0, -1], [1, 0, 0, 3], [0, 0, 0.5, 0]], dtype=DOUBLE)
+SEEDS = torch.eye(12, dtype=DOUBLE)[[0, 3, 5]].reshape(3, *SIDES) + torch.eye(3, 4, dtype=DOUBLE)
+
+
+def placed(part: Tensor, at: int) -> Tensor:
+    return torch.ops.aten.select_backward(part, (part.shape[0], *SIDES), 1, at)
+
+
+# Of a stack of products and the argument, what a derivative makes of a stack of products.
+STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "scaled": lambda s, x: s * CONSTANT,
+    "negative": lambda s, x: -s,
+    "multiplied": lambda s, x: s * x,
+    "squared": lambda s, x: s * (x * x + 1),
+    "moved": lambda s, x: s.roll(1, 2) + s.roll(-1, 1),
+    "flipped": lambda s, x: s.flip(1),
+    "turned": lambda s, x: s.reshape(-1, 4, 3).transpose(1, 2),
+    "added to": lambda s, x: s + x * CONSTANT,
+    "halved": lambda s, x: s / 2 + s * 0.25,
+    "divided": lambda s, x: s / (x * x + 1),
+    "parts": lambda s, x: placed(s[:, 1] * x[1], 0) + placed(s[:, 0] * 2, 2),
+    "overlapping": lambda s, x: placed(s[:, 1] * x[1], 0) + placed(s[:, 0] * 2, 0),
+    "backward": lambda s, x: torch.ops.aten.tanh_backward(s, x),
+    "rounded": lambda s, x: s.float().double() * x,
+}
+
+
+def derivative(steps: Sequence[str], places: Sequence[int]) -> Callable[[Tensor], list[Tensor]]:
+    at = torch.tensor(places)
+
+    def entries(x: Tensor) -> list[Tensor]:
+        products = SEEDS
+        for step in steps:
+            products = STEPS[step](products, x)
+        return [products.reshape(-1).index_select(0, at)]
+
+    return entries
+
+
+def folded(function: Callable[[Tensor], list[Tensor]], x: Tensor) -> GraphModule:
+    graph: GraphModule = traced(function, x)
+    fold(graph, lambda _: True)
+    graph.graph.lint()
+    return graph
+
+
+ARGUMENTS = [
+    torch.linspace(-2, 3, 12, dtype=DOUBLE).reshape(SIDES),
+    torch.full(SIDES, 0.7).double(),
+]
+INFINITE = ARGUMENTS[0].clone()
+INFINITE[0, 0], INFINITE[1, 2] = math.inf, math.nan
+CASES = (
+    st.lists(st.sampled_from(list(STEPS)), max_size=6),
+    st.lists(st.integers(0, 35), min_size=1, max_size=40),
+)
+
+
+@given(*CASES)
+@example(["multiplied", "parts"], list(range(36)))
+@example(["scaled", "added to", "moved", "squared"], list(range(36)))
+def test_entries_stay_the_same(steps: list[str], places: list[int]) -> None:
+    function = derivative(steps, places)
+    graph = folded(function, ARGUMENTS[0])
+    for x in (*ARGUMENTS, INFINITE):
+        (expected,), (got,) = function(x), results(graph, x)
+        finite = expected.isfinite()
+        torch.testing.assert_close(got[finite], expected[finite], rtol=1e-12, atol=1e-12)
+        # What is no number may have become one: a known zero times infinity.
+        assert (x is INFINITE) or bool(finite.all())
+
+
+class Values(Interpreter):
+    """The value of every node."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__(graph)
+        self.found: dict[Node, Tensor] = {}
+
+    def run_node(self, node: Node) -> Any:
+        value = super().run_node(node)
+        if isinstance(value, Tensor):
+            self.found[node] = value
+        return value
+
+
+@given(*CASES)
+def test_what_is_known_is_so_for_every_argument(steps: list[str], places: list[int]) -> None:
+    graph = traced(derivative(steps, places), ARGUMENTS[0])
+    partly = PartlyKnown(_known(graph, lambda _: True))
+    for x in ARGUMENTS:
+        values = Values(graph)
+        values.run(x)
+        for node, value in values.found.items():
+            found = partly.of(node)
+            if found is not None:
+                assert found.numbers.dtype == value.dtype
+                assert found.where.shape == value.shape
+                torch.testing.assert_close(value[found.where], found.numbers[found.where])
+
+
+def test_products_with_zeros_of_the_graph_are_known() -> None:
+    graph = traced(lambda x: [x.exp(), CONSTANT * x + 1, x * CONSTANT * 2], ARGUMENTS[0])
+    partly = PartlyKnown(_known(graph, lambda _: True))
+    exponential, affine, scaled = map(partly.of, graph.graph.output_node().args[0])
+    assert exponential is None
+    assert affine is not None
+    assert scaled is not None
+    assert torch.equal(affine.where, CONSTANT == 0)
+    assert affine.numbers[affine.where].tolist() == [1.0] * 7
+    assert torch.equal(scaled.where, CONSTANT == 0)
+
+
+def brusselator(state: Tensor) -> Tensor:
+    side = math.isqrt(state.numel() // 2)
+    u, v = state.reshape(2, side, side)
+
+    def laplacian(w: Tensor) -> Tensor:
+        return w.roll(1, 0) + w.roll(-1, 0) + w.roll(1, 1) + w.roll(-1, 1) - 4 * w
+
+    reaction = u * u * v
+    return torch.stack(
+        [1 + reaction - 4.4 * u + 7 * laplacian(u), 3.4 * u - reaction + 7 * laplacian(v)]
+    ).reshape(-1)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_a_plan_computes_what_changes_alone(mode: Any) -> None:
+    # Of 12 entries for a cell 8 couple neighbours, and 4 are of the reaction.
+    cells = 16 * 16
+    x = torch.rand(2 * cells, dtype=DOUBLE)
+    transform = torchjac.jac(brusselator, mode=mode, sparsity="detect", layout=torch.sparse_coo)
+    plan = transform.plan(x)
+    torch.testing.assert_close(plan(x).to_dense(), transform(x).to_dense())
+    *inner, last = made(plan._program.graph)
+    assert last.target is torch.ops.aten.scatter.src
+    assert last.meta["val"].numel() == 12 * cells
+    assert max(node.meta["val"].numel() for node in inner) == 4 * cells
+    # Constants are not touched by what is infinite elsewhere.
+    x[0] = math.inf
+    assert int((~plan(x).values().isfinite()).sum()) <= 4
+
+
+def made(graph: GraphModule) -> list[Node]:
+    """The operations that make a tensor."""
+    return [
+        node
+        for node in graph.graph.nodes
+        if node.op == "call_function" and isinstance(node.meta["val"], Tensor)
+    ]
+
+
+def diffusion(x: Tensor) -> Tensor:
+    flux = (1 + x[1:] ** 2 + x[:-1] ** 2) * (x[1:] - x[:-1])
+    return torch.cat([flux[:1], flux[1:] - flux[:-1], -flux[-1:]])
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_overlapping_parts_are_added_up_where_both_live(mode: Any) -> None:
+    # Large enough for elements to count for more than calls.
+    x = torch.rand(100_000, dtype=DOUBLE)
+    transform = torchjac.jac(diffusion, mode=mode, sparsity="detect", layout=torch.sparse_coo)
+    plan = transform.plan(x)
+    expected = transform(x)
+    torch.testing.assert_close(plan(x).values(), expected.values())
+    # Diagonals come as they lie in memory: nothing is gathered before they are put into their places.
+    *inner, whole, last = made(plan._program.graph)
+    assert [node.target for node in (whole, last)] == [
+        torch.ops.aten.cat.default,
+        torch.ops.aten.index_select.default,
+    ]
+    assert max(node.meta["val"].numel() for node in inner) <= len(x)
+    gathered = [node for node in inner if node.target is torch.ops.aten.index_select.default]
+    assert max([node.meta["val"].numel() for node in gathered], default=0) <= 2  # at the ends
+
+
+def test_own_places_are_not_checked_and_those_of_others_are() -> None:
+    x, at = ARGUMENTS[0], torch.arange(3)
+    own = folded(derivative(["added to", "moved", "multiplied"], [5, 1, 7, 30]), x)
+    assert _reads_own_places_alone(own, lifted(own, x))
+    functions: list[Callable[[Tensor], list[Tensor]]] = [
+        lambda x: [x[at]],
+        lambda x: [x[x.argmax(1)]],
+        lambda x: [x.index_select(0, at), x.max(1).indices],
+    ]
+    for function in functions:
+        graph = traced(function, x)
+        assert not _reads_own_places_alone(graph, lifted(graph, x))
+
+
+def lifted(graph: GraphModule, x: Tensor) -> GraphModule:
+    """The graph as a function of what it captured too, as it is compiled."""
+    captured = captured_tensors(graph).values()
+    found: GraphModule = traced(functools.partial(_run_apart, graph), x, *captured)
+    return found

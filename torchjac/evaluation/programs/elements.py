@@ -1,0 +1,99 @@
+"""What an operation of a graph does with elements: moves or joins them, or computes each from its like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+__all__ = [
+    "is_among_zeros",
+    "is_elementwise",
+    "is_join",
+    "is_move",
+    "name_of",
+    "origins",
+    "origins_of_pieces",
+    "source_of",
+]
+
+aten = torch.ops.aten
+
+_MOVES = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("alias", "clone", "expand", "flip", "permute", "reshape", "roll", "select", "slice"),
+        *("squeeze", "t", "transpose", "unsqueeze", "view", "_unsafe_view", "detach"),
+    )
+)
+_AMONG_ZEROS = frozenset(["aten::select_backward", "aten::slice_backward", "aten::diag_embed"])
+_JOINS = frozenset(["aten::cat", "aten::stack"])
+_RESHAPES = frozenset(["aten::view", "aten::_unsafe_view"])
+
+
+def name_of(node: Node) -> str:
+    """The operation, as ``aten::mul``; nothing for what is none."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name)
+
+
+def source_of(node: Node) -> Node:
+    """The tensor that a move takes its elements from."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return source
+
+
+def is_move(node: Node) -> bool:
+    """Whether every element is one of the source, as it was."""
+    return name_of(node) in _MOVES and node.meta["val"].dtype == source_of(node).meta["val"].dtype
+
+
+def is_among_zeros(node: Node) -> bool:
+    """Whether the elements of the source are put among zeros."""
+    return name_of(node) in _AMONG_ZEROS
+
+
+def is_join(node: Node) -> bool:
+    """Whether the elements of several tensors are put side by side, as they were."""
+    if name_of(node) not in _JOINS:
+        return False
+    dtypes = {piece.meta["val"].dtype for piece in node.all_input_nodes}
+    return dtypes == {node.meta["val"].dtype}
+
+
+def is_elementwise(node: Node) -> bool:
+    """Whether each element comes of those at its place in the operands, and of nothing else."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    tags = target.tags
+    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+
+
+def origins(node: Node) -> Tensor:
+    """For every element of a move, the position in the flattened source; -1 for a zero beside them."""
+    like = source_of(node).meta["val"]
+    numbers = torch.arange(1, like.numel() + 1, device="cpu").view(like.shape)
+    target: Any = aten.reshape.default if name_of(node) in _RESHAPES else node.target
+    moved: Tensor = target(
+        numbers, *node.args[1:], **{k: v for k, v in node.kwargs.items() if k != "memory_format"}
+    )
+    return moved - 1
+
+
+def origins_of_pieces(node: Node) -> list[tuple[Node, Tensor]]:
+    """Each tensor of a join, and for every element the position in it; -1 for those of another."""
+    pieces: Any = node.args[0]
+    target: Any = node.target
+    numbers = [
+        torch.zeros(piece.meta["val"].shape, dtype=torch.int64, device="cpu") for piece in pieces
+    ]
+    found = []
+    for at, piece in enumerate(pieces):
+        counted = torch.arange(1, numbers[at].numel() + 1, device="cpu").view(numbers[at].shape)
+        joined = target([*numbers[:at], counted, *numbers[at + 1 :]], *node.args[1:], **node.kwargs)
+        found.append((piece, joined - 1))
+    return found
