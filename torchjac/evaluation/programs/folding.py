@@ -6,6 +6,7 @@ before they meet a value: the Jacobian of the linear part of a function is const
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from torchjac.evaluation.programs.gathers import entries_first
+from torchjac.evaluation.programs.gathers import ENTRIES, entries_first
+from torchjac.evaluation.programs.tracing import captured_tensors
 
-__all__ = ["fold"]
+__all__ = ["fold", "folded_for_compiler"]
+
+_FOLDED = "_folded_"
 
 # Small ones are left: scalar code knows their zeros, which a tensor that is read would hide.
 _LEAST_ELEMENTS, _MOST_BYTES = 1024, 1 << 25
@@ -28,7 +32,7 @@ def fold(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> None:
     entries_first(graph, known)
     known = {node: value for node, value in known.items() if node in set(graph.graph.nodes)}
     for number, node in enumerate(_borders(known)):
-        name = f"_folded_{number}"
+        name = f"{_FOLDED}{number}"
         graph.register_buffer(name, known[node].detach(), persistent=False)
         with graph.graph.inserting_before(node):
             constant = graph.graph.get_attr(name)
@@ -37,6 +41,15 @@ def fold(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> None:
             _return_copies(graph, constant)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def folded_for_compiler(graph: GraphModule) -> GraphModule:
+    """A graph that was folded as one for a compiler, which fuses operations: shorter ones are worth it."""
+    again = GraphModule(graph, copy.deepcopy(graph.graph))
+    names = [name for name in captured_tensors(graph) if name.startswith((ENTRIES, _FOLDED))]
+    own = {id(getattr(graph, name)) for name in names}
+    entries_first(again, _known(again, lambda tensor: id(tensor) in own), calls=False)
+    return again
 
 
 def _known(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> dict[Node, Any]:

@@ -15,6 +15,7 @@ person would have written by hand.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -48,26 +49,28 @@ ENTRIES = "_entries_"
 # What it takes to read an element through an index, and to call an operation, in elements read in order.
 _GATHER, _CALL = 4, 4096
 _MOST_CLASSES = 16
-_LONG = 2**14  # for a run to be computed apart
+_SHORTEST = 64  # of the runs that are computed apart, where calls cost nothing
 
 
-def entries_first(graph: GraphModule, known: dict[Node, Any]) -> None:
+def entries_first(graph: GraphModule, known: dict[Node, Any], *, calls: bool = True) -> None:
     """Move reading by fixed indices before the elementwise operations of a graph, where that is less.
 
     Args:
         graph: changed in place.
         known: the nodes whose results never change, and these.
+        calls: whether operations are called one by one; a compiler fuses most.
     """
-    partly = PartlyKnown(dict(known))
+    partly, call = PartlyKnown(dict(known)), _CALL if calls else 0
     for node in list(graph.graph.nodes):
         if node.target is not aten.index_select.default or node in known:
             continue
         source, dim, places = node.args
         if places not in known or source.meta["val"].dim() != 1 or dim != 0:
             continue
-        rewriting = _Rewriting(graph, known, partly, node)
+        rewriting = _Rewriting(graph, known, partly, node, call)
         found = rewriting.at(source, known[places].long())
-        if rewriting.cost < _read_cost(len(known[places])) + _cost_of([source], known):
+        before = call + _GATHER * len(known[places]) + _cost_of([source], known, call)
+        if rewriting.cost < before:
             node.replace_all_uses_with(rewriting.as_node(found))
         else:
             node.replace_input_with(places, rewriting.as_node(known[places].int()))
@@ -82,18 +85,14 @@ def _forget_unread(graph: GraphModule) -> None:
         delattr(graph, name)
 
 
-def _read_cost(count: int) -> int:
-    return _CALL + _GATHER * count
-
-
-def _cost_of(results: Sequence[Node], known: dict[Node, Any]) -> int:
+def _cost_of(results: Sequence[Node], known: dict[Node, Any], call: int) -> int:
     """What it takes to make tensors that nothing else is made of."""
     cost, needed = 0, set(results)
     for node in reversed(list(results[0].graph.nodes) if results else []):
         if node in needed and node.op == "call_function" and node not in known:
             needed.update(node.all_input_nodes)
             if not _is_view(node):
-                cost += _CALL + _size(node)
+                cost += call + _size(node)
     return cost
 
 
@@ -114,7 +113,7 @@ class _Class(NamedTuple):
     terms: list[Term]
 
 
-def _in_runs(entries: Tensor, terms: list[Term]) -> Sequence[Tensor]:
+def _in_runs(entries: Tensor, terms: list[Term], shortest: int) -> Sequence[Tensor]:
     """Cut where places do not follow one another, if that is seldom: what lies between is read as a view."""
     breaks = torch.zeros(max(len(entries) - 1, 0), dtype=torch.bool, device="cpu")
     for node, places, _ in terms:
@@ -122,7 +121,7 @@ def _in_runs(entries: Tensor, terms: list[Term]) -> Sequence[Tensor]:
         product = node.meta["val"].shape[1:].numel()
         breaks |= (places[entries] % product).diff() != 1
     cuts = breaks.nonzero().reshape(-1) + 1
-    return entries.tensor_split(cuts) if len(cuts) * _LONG <= len(entries) else [entries]
+    return entries.tensor_split(cuts) if len(cuts) * shortest <= len(entries) else [entries]
 
 
 def _is_run(places: Places) -> bool:
@@ -133,9 +132,15 @@ class _Rewriting:
     """One reading of entries, moved up from ``before``."""
 
     def __init__(
-        self, graph: GraphModule, known: dict[Node, Any], partly: PartlyKnown, before: Node
+        self,
+        graph: GraphModule,
+        known: dict[Node, Any],
+        partly: PartlyKnown,
+        before: Node,
+        call: int,
     ) -> None:
         self._graph, self._known, self._partly, self._before = graph, known, partly, before
+        self._call, self._shortest = call, max(4 * call, _SHORTEST)
         self._done: dict[tuple[Node, int], Elements] = {}
         self._kept: dict[bytes, Places] = {}
         self._moved: dict[tuple[Node, int], Places] = {}
@@ -145,7 +150,7 @@ class _Rewriting:
     @property
     def cost(self) -> int:
         """Elements that are made, and read through indices, and calls."""
-        return self._made + _cost_of(list(self._whole), self._known)
+        return self._made + _cost_of(list(self._whole), self._known, self._call)
 
     def at(self, node: Node, places: Places) -> Elements:
         """The elements of a tensor at some places."""
@@ -247,7 +252,7 @@ class _Rewriting:
             _Class(entries, live)
             for which in alive.unique().tolist()
             for live in [[term for number, term in enumerate(terms) if which >> number & 1]]
-            for entries in _in_runs((alive == which).nonzero().reshape(-1), live)
+            for entries in _in_runs((alive == which).nonzero().reshape(-1), live, self._shortest)
             if which
         ]
         is_uniform = len(classes) == 1 and len(classes[0].entries) == len(places)
@@ -311,8 +316,8 @@ class _Rewriting:
         """A node for numbers that are known."""
         if isinstance(value, Node):
             return value
-        # Counted by the buffers, which only become more; the nodes become fewer as well.
-        name = f"{ENTRIES}{len(self._graph._buffers)}"
+        names = (f"{ENTRIES}{number}" for number in itertools.count(len(self._graph._buffers)))
+        name = next(name for name in names if not hasattr(self._graph, name))
         self._graph.register_buffer(name, value, persistent=False)
         with self._graph.graph.inserting_before(self._before):
             node = self._graph.graph.get_attr(name)
@@ -331,5 +336,5 @@ class _Rewriting:
         values, options = map_arg((args, kwargs), lambda n: n.meta["val"])
         node.meta["val"] = target(*values, **options)
         if not _is_view(node):
-            self._made += _CALL + _size(node)
+            self._made += self._call + _size(node)
         return node

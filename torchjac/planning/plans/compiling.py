@@ -19,6 +19,7 @@ from torchjac.errors import (
 )
 from torchjac.evaluation.probes import tolerance
 from torchjac.evaluation.programs.compiled import compile_graph
+from torchjac.evaluation.programs.folding import folded_for_compiler
 from torchjac.evaluation.programs.program import Program
 from torchjac.evaluation.programs.tracing import UntraceableError
 from torchjac.evaluation.surroundings import Draw, defaults, has_values
@@ -65,7 +66,8 @@ def _compiled(plan: Plan) -> Plan:
             f"it under the defaults that it was made under, or make a new plan."
         )
     tensors = plan._arguments.laid_out(plan._arguments.planned)
-    made = Program(program.graph, compile_graph(program.graph, tensors))
+    graph = folded_for_compiler(program.graph)
+    made = Program(graph, compile_graph(graph, tensors))
     if has_values(tensors):
         _compare(plan, program, made, tensors)
     return dataclasses.replace(plan, _program=made, _compiled=True)
