@@ -16,8 +16,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 import torchjac
 from tests.evaluation.graphs import TRACES, results, traced
+from torchjac.evaluation.programs import gathers
 from torchjac.evaluation.programs.compiled import _reads_own_places_alone, _run_apart
-from torchjac.evaluation.programs.folding import _known, fold
+from torchjac.evaluation.programs.folding import _known, fold, folded_for_compiler
 from torchjac.evaluation.programs.partly_known import PartlyKnown
 from torchjac.evaluation.programs.tracing import captured_tensors
 
@@ -83,16 +84,29 @@ CASES = (
 )
 
 
+@pytest.fixture(params=[None, 1], ids=["as it is", "cut into runs"])
+def cheap_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors are treated like large ones, and cut wherever places do not follow one another."""
+    if request.param is not None:
+        monkeypatch.setattr(gathers, "_CALL", 0)
+        monkeypatch.setattr(gathers, "_SHORTEST", request.param)
+
+
+@pytest.mark.usefixtures("cheap_calls")
 @given(*CASES)
 @example(["multiplied", "parts"], list(range(36)))
 @example(["scaled", "added to", "moved", "squared"], list(range(36)))
+@example(["parts", "multiplied", "overlapping", "negative"], list(range(36)))
 def test_entries_stay_the_same(steps: list[str], places: list[int]) -> None:
     function = derivative(steps, places)
     graph = folded(function, ARGUMENTS[0])
+    again = folded_for_compiler(graph)
+    again.graph.lint()
     for x in (*ARGUMENTS, INFINITE):
-        (expected,), (got,) = function(x), results(graph, x)
+        (expected,), (got,), (anew,) = function(x), results(graph, x), results(again, x)
         finite = expected.isfinite()
         torch.testing.assert_close(got[finite], expected[finite], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(anew[finite], expected[finite], rtol=1e-12, atol=1e-12)
         # What is no number may have become one: a known zero times infinity.
         assert (x is INFINITE) or bool(finite.all())
 

@@ -225,9 +225,11 @@ class _Rewriting:
         args, kwargs = list(mapped[0]), mapped[1]
         if name_of(node) == "aten::mul":
             args.sort(key=lambda argument: isinstance(argument, Tensor))  # a constant comes last
-            factor = args[1] = self._operand(args[1])
-            if factor == 1 and args[0].meta["val"].dtype == node.meta["val"].dtype:
-                return args[0]  # type: ignore[no-any-return]
+            like = args[0].meta["val"]
+            if like.dtype == node.meta["val"].dtype and like.numel() == len(places):
+                args[1] = self._operand(args[1])
+                if args[1] == 1:
+                    return args[0]  # type: ignore[no-any-return]
         args = [self.as_node(a) if isinstance(a, Tensor) else a for a in args]
         made = self._new(node.target, *args, **kwargs)
         if made.meta["val"].dim() == 1 and _size(made) == len(places):
