@@ -96,6 +96,7 @@ def cheap_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @given(*CASES)
 @example(["multiplied", "parts"], list(range(36)))
 @example(["scaled", "added to", "moved", "squared"], list(range(36)))
+@example(["moved", "parts"], [2])  # a row of x is broadcast, and is a view
 @example(["parts", "multiplied", "overlapping", "negative"], list(range(36)))
 def test_entries_stay_the_same(steps: list[str], places: list[int]) -> None:
     function = derivative(steps, places)

@@ -144,6 +144,7 @@ class _Rewriting:
         self._done: dict[tuple[Node, int], Elements] = {}
         self._kept: dict[bytes, Places] = {}
         self._moved: dict[tuple[Node, int], Places] = {}
+        self._spread: dict[tuple[Node, int], Places] = {}
         self._whole: dict[Node, Node] = {}
         self._made, self._is_within = 0, False
 
@@ -214,10 +215,10 @@ class _Rewriting:
             if like.shape == shape:
                 return self.at(argument, places)
             key = (argument, id(places))
-            if key not in self._moved:
+            if key not in self._spread:
                 spread = torch.arange(like.numel(), device="cpu").view(like.shape).expand(shape)
-                self._moved[key] = spread.reshape(-1)[places]
-            return self.at(argument, self._moved[key])
+                self._spread[key] = spread.reshape(-1)[places]
+            return self.at(argument, self._spread[key])
 
         was_within, self._is_within = self._is_within, True
         mapped: Any = map_arg((node.args, node.kwargs), operand)
