@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from torchjac.planning.captured.bindings import Container, Name, Namespace
-from torchjac.planning.captured.reach import OF_MODULES, Search
+from torchjac.planning.captured.reach import OF_MODULES, Reach
 
 __all__ = ["Captures"]
 
@@ -30,7 +30,7 @@ class Captures:
     __slots__ = ("_containers", "_fast", "_names", "_namespaces", "tensors", "unsure_of")
     _fast: tuple[Any, ...]
 
-    def __init__(self, found: Search) -> None:
+    def __init__(self, found: Reach) -> None:
         self._names, self._containers = found.names, found.containers
         self._namespaces = found.namespaces
         self.tensors: tuple[Tensor, ...] = (*found.tensors.values(),)
@@ -42,7 +42,7 @@ class Captures:
     @classmethod
     def of(cls, func: Callable[..., Any]) -> Captures:
         """Look at ``func`` and at all that it reaches."""
-        return cls(Search(func))
+        return cls(Reach(func))
 
     @property
     def is_sure(self) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torchjac.planning.captured.bindings import CONSTANTS, MISSING, Container, Name, Namespace, noun
 
-__all__ = ["OF_MODULES", "Search"]
+__all__ = ["OF_MODULES", "Reach"]
 
 # Whose functions, classes and modules are taken to stay as they are.
 _LIBRARIES = frozenset({"torch", "torchjac", "numpy", "scipy", *sys.stdlib_module_names})
@@ -72,7 +72,7 @@ _PARTS: dict[type, tuple[str, ...]] = {
 }
 
 
-class Search:
+class Reach:
     """A walk through everything that a function reaches."""
 
     def __init__(self, func: Callable[..., Any]) -> None:
