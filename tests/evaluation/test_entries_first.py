@@ -216,6 +216,90 @@ def test_overlapping_parts_are_added_up_where_both_live(mode: Any) -> None:
     assert max([node.meta["val"].numel() for node in gathered], default=0) <= 2  # at the ends
 
 
+def planned(
+    function: Callable[[Tensor], Tensor], x: Tensor, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """What a plan that was made at zeros says at ``x``, and what the transform does."""
+    transform = torchjac.jac(function, sparsity="detect", layout=torch.sparse_coo, **options)
+    plan = transform.plan(torch.zeros_like(x))
+    assert plan._program is not None, plan
+    return plan(x), transform(x)
+
+
+SCALE, WEIGHTS = torch.tensor(1.3, dtype=DOUBLE), torch.tensor([1, 2, 3, 2, 1])
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.cat([(x[:1] * 3).sin(), x[1:] + x[:-1]]) * x.detach().flip(0),
+        lambda x: torch.cat([x[:1].sin(), x[1:] * x[:-1]]) * WEIGHTS.flip(0),
+        lambda x: (x - x.roll(1)) * SCALE,
+        lambda x: torch.diff(x) * WEIGHTS[:4],
+        lambda x: x.roll(1) * WEIGHTS + x,
+        lambda x: x.roll(1) * (WEIGHTS.float() / 3) + x * x,
+        lambda x: (x.roll(1).float() * 1.5).double() * x,
+    ],
+    ids=[
+        *("a view beside products", "a captured view", "one number", "integers", "integers and 1"),
+        *("single precision", "single precision in between"),
+    ],
+)
+def test_what_is_beside_the_products(function: Any, mode: Any) -> None:
+    x = torch.tensor([0.3, -1.2, 2.0, 0.7, -0.4], dtype=DOUBLE)
+    got, expected = planned(function, x, mode=mode)
+    assert got.dtype == expected.dtype
+    torch.testing.assert_close(got.to_dense(), expected.to_dense(), rtol=1e-12, atol=1e-12)
+
+
+def deep(x: Tensor) -> Tensor:
+    y = x.roll(1) * x
+    for _ in range(300):
+        y = torch.sin(y) * 1.01
+    return y
+
+
+def stepped(x: Tensor) -> Tensor:
+    for _ in range(100):
+        x = x + 0.01 * torch.sin(x)
+    return x
+
+
+def turned(x: Tensor) -> Tensor:
+    y = x * x
+    for _ in range(600):
+        y = y.roll(1)
+    return y
+
+
+@pytest.mark.parametrize("function", [deep, stepped, turned])
+def test_graphs_deeper_than_the_stack(function: Any) -> None:
+    got, expected = planned(function, torch.linspace(-1, 1, 50, dtype=DOUBLE), mode="reverse")
+    torch.testing.assert_close(got.to_dense(), expected.to_dense())
+
+
+def test_a_rewriting_that_costs_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, new = [], gathers._Rewriting._new
+
+    def counted(self: Any, *args: Any) -> Node:
+        made.append(args)
+        return new(self, *args)
+
+    monkeypatch.setattr(gathers._Rewriting, "_new", counted)
+
+    def spreading(x: Tensor) -> Tensor:
+        # Each level is read at twice as many places as the one above.
+        c = x.detach()
+        for level in range(12):
+            c = torch.sin(c + c.roll(2**level + 1))
+        return torch.cat([x[:5] * c[:5] * x[1:6], x[5:] * c[5:] + x[:-5]])
+
+    got, expected = planned(spreading, torch.linspace(-1, 1, 3000, dtype=DOUBLE), mode="reverse")
+    torch.testing.assert_close(got.coalesce().values(), expected.coalesce().values())
+    assert len(made) < 400
+
+
 def test_own_places_are_not_checked_and_those_of_others_are() -> None:
     x, at = ARGUMENTS[0], torch.arange(3)
     own = folded(derivative(["added to", "moved", "multiplied"], [5, 1, 7, 30]), x)

@@ -49,6 +49,7 @@ ENTRIES = "_entries_"
 # What it takes to read an element through an index, and to call an operation, in elements read in order.
 _GATHER, _CALL = 4, 4096
 _MOST_CLASSES = 16
+_DEEPEST = 60  # operations from an entry's formula to what it is of
 _SHORTEST = 64  # of the runs that are computed apart, where calls cost nothing
 
 
@@ -67,10 +68,10 @@ def entries_first(graph: GraphModule, known: dict[Node, Any], *, calls: bool = T
         source, dim, places = node.args
         if places not in known or source.meta["val"].dim() != 1 or dim != 0:
             continue
-        rewriting = _Rewriting(graph, known, partly, node, call)
-        found = rewriting.at(source, known[places].long())
         before = call + _GATHER * len(known[places]) + _cost_of([source], known, call)
-        if rewriting.cost < before:
+        rewriting = _Rewriting(graph, known, partly, node, call, before)
+        found = rewriting.found(source, known[places].long())
+        if found is not None:
             node.replace_all_uses_with(rewriting.as_node(found))
         else:
             node.replace_input_with(places, rewriting.as_node(known[places].int()))
@@ -106,6 +107,10 @@ def _size(node: Node) -> int:
     return value.numel() if isinstance(value, Tensor) else 0
 
 
+class _DearError(Exception):
+    """It costs no less than what is there."""
+
+
 class _Class(NamedTuple):
     """Entries that are sums of the same terms."""
 
@@ -138,20 +143,30 @@ class _Rewriting:
         partly: PartlyKnown,
         before: Node,
         call: int,
+        most: int,
     ) -> None:
         self._graph, self._known, self._partly, self._before = graph, known, partly, before
-        self._call, self._shortest = call, max(4 * call, _SHORTEST)
+        self._call, self._shortest, self._most = call, max(4 * call, _SHORTEST), most
         self._done: dict[tuple[Node, int], Elements] = {}
         self._kept: dict[bytes, Places] = {}
         self._moved: dict[tuple[Node, int], Places] = {}
         self._spread: dict[tuple[Node, int], Places] = {}
         self._whole: dict[Node, Node] = {}
-        self._made, self._is_within = 0, False
+        self._cost, self._depth, self._is_within = 0, 0, False
 
-    @property
-    def cost(self) -> int:
-        """Elements that are made, and read through indices, and calls."""
-        return self._made + _cost_of(list(self._whole), self._known, self._call)
+    def found(self, source: Node, places: Places) -> Elements | None:
+        """The elements of ``source`` at the places; None if that costs as much as before."""
+        try:
+            found = self.at(source, places)
+            self._spend(_cost_of(list(self._whole), self._known, self._call))
+        except _DearError:
+            return None
+        return found
+
+    def _spend(self, cost: int) -> None:
+        self._cost += cost
+        if self._cost >= self._most:
+            raise _DearError
 
     def at(self, node: Node, places: Places) -> Elements:
         """The elements of a tensor at some places."""
@@ -159,13 +174,17 @@ class _Rewriting:
         places = self._kept.setdefault(places.numpy().tobytes(), places)
         key = (node, id(places))
         if key not in self._done:
+            self._depth += 1
             self._done[key] = self._at(node, places)
+            self._depth -= 1
         return self._done[key]
 
     def _at(self, node: Node, places: Places) -> Elements:
         found = self._partly.of(node)
         if found is not None and bool(found.at(places).where.all()):
             return found.at(places).numbers
+        if self._depth > _DEEPEST:
+            return self._read(self._flat(node), places)
         if is_move(node):
             return self.at(source_of(node), self._through(node, places))
         if is_sum(node):
@@ -187,7 +206,7 @@ class _Rewriting:
 
     def _read(self, flat: Node, places: Places) -> Node:
         if not _is_run(places):
-            self._made += _GATHER * len(places)
+            self._spend(_GATHER * len(places))
             return self._new(aten.index_select.default, flat, 0, self.as_node(places.int()))
         if len(places) == _size(flat):
             return flat
@@ -299,7 +318,7 @@ class _Rewriting:
         if len(parts) > 1:
             whole = self._new(aten.cat.default, parts)
         if len(at) < len(constants):
-            self._made += _GATHER * len(at)
+            self._spend(_GATHER * len(at))
             template, places = self.as_node(constants), self.as_node(at)
             return self._new(aten.scatter.src, template, 0, places, whole)
         return self._read(
@@ -339,5 +358,5 @@ class _Rewriting:
         values, options = map_arg((args, kwargs), lambda n: n.meta["val"])
         node.meta["val"] = target(*values, **options)
         if not _is_view(node):
-            self._made += self._call + _size(node)
+            self._spend(self._call + _size(node))
         return node

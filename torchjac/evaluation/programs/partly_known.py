@@ -54,8 +54,14 @@ class PartlyKnown:
 
     def of(self, node: Node) -> Known | None:
         """What is known of its elements; None for nothing."""
-        if node not in self._found:
-            self._found[node] = self._of(node)
+        waiting = [] if node in self._found else [node]
+        while waiting:  # graphs may be deeper than Python's stack
+            last = waiting[-1]
+            missing = [operand for operand in last.all_input_nodes if operand not in self._found]
+            if missing and last not in self._known:
+                waiting += missing
+            else:
+                self._found[waiting.pop()] = self._of(last)
         return self._found[node]
 
     def _of(self, node: Node) -> Known | None:
