@@ -126,8 +126,8 @@ def _affine(
 def _power(
     function: Function, tangent: Tensor, at: int, args: Sequence[Any], value: Tensor
 ) -> Tensor:
-    base, exponent = _primal(args[0]), args[1]
-    slope: Tensor = exponent * base ** (exponent - 1)
+    exponent = args[1]
+    slope: Tensor = exponent * _primal(args[0]) ** (exponent - 1)
     # The power of zero is a constant, at a base of zero too.
     return tangent * slope.masked_fill(exponent == 0, 0)
 
@@ -177,13 +177,11 @@ def _batch_norm(
 
 
 def _primal(dual: Tensor) -> Tensor:
-    found: Tensor = _unpack_dual(dual, level=0)[0]
-    return found
+    return _unpack_dual(dual, level=0)[0]  # type: ignore[no-any-return]
 
 
 def _tangent(dual: Tensor) -> Tensor:
-    found: Tensor = _unpack_dual(dual, level=0)[1]
-    return found
+    return _unpack_dual(dual, level=0)[1]  # type: ignore[no-any-return]
 
 
 def _scaled(tangent: Tensor, weight: Tensor | None, value: Tensor) -> Tensor:

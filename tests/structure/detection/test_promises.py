@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import torchjac
 from tests.structure.detection import maps
 from torchjac.errors import StructureError, TorchjacError
 from torchjac.structure.detection import linear_pattern
@@ -223,6 +224,24 @@ def test_an_op_without_a_rule_is_dense_and_named(library):
     detected = linear_pattern(function, [X], [X])
     assert detected.matrix.toarray().tolist() == [[True, True, False, False]] * 2
     assert detected.unknown == ("torchjac_test.mystery.default",)
+
+
+def test_an_op_on_what_depends_on_nothing_is_no_unknown_one():
+    # A mask at the ends, as of a boundary condition: the first cotangent is zero.
+    mask = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=D)
+
+    def function(primals, seeds):
+        return [torch.cat([(seeds[0] * mask)[:1].roll(1), seeds[0] * mask])]
+
+    detected = linear_pattern(function, [X], [X])
+    assert detected.matrix.toarray().nonzero()[1].tolist() == [1, 2]
+    assert not detected.unknown
+
+    def laplacian(x):
+        inner = x[2:] - 2 * x[1:-1] ** 2 + x[:-2]
+        return torch.cat([x[:1], inner, 2 * x[-1:]]) * mask
+
+    assert torchjac.jac_sparsity(laplacian)(X).nnz == 6  # and nothing is warned of
 
 
 def test_what_an_op_without_a_rule_changes_is_dense_too(library):

@@ -258,8 +258,9 @@ class Interpreter:
         outputs = call.outputs
         found, support = self._by_rule(facts, call), None
         if found is None:
-            self.unknown[str(call.func)] = None
             support = self.support(operands)
+            if support is not None and support.nnz:  # else nothing is lost
+                self.unknown[str(call.func)] = None
             found = [_dense(support, output) for output in outputs]
         self._write(outputs, changed, operands, found, [None] * len(outputs), support)
 
