@@ -39,6 +39,7 @@ except ImportError as missing:
 else:
     MISSING = ""
 
+PLAN = "plan"
 DENSE, ASDEX, SPARSEJAC, PASSES = "dense", "asdex, jitted", "sparsejac, jitted", "vmapped passes"
 DENSE_LIMIT = 8192  # a dense Jacobian of more inputs takes minutes, and gigabytes
 SLOW = 5.0  # seconds; a peer that takes longer once is not asked again
@@ -56,10 +57,10 @@ class Line:
     phases: dict[str, dict[str, float]] = field(default_factory=dict)
     raised: dict[str, str] = field(default_factory=dict)
 
-    def ratio(self, phase: str, peer: str) -> float | None:
-        """Time of torchjac over the time of a peer, if both have one."""
+    def ratio(self, phase: str, peer: str, own: str = OURS) -> float | None:
+        """Time of torchjac, or of its plan, over the time of a peer, if both have one."""
         seconds = self.phases.get(phase, {})
-        return seconds[OURS] / seconds[peer] if OURS in seconds and peer in seconds else None
+        return seconds[own] / seconds[peer] if own in seconds and peer in seconds else None
 
 
 def measured(
@@ -100,7 +101,8 @@ def race(workload: SparseWorkload, size: int, effort: Effort) -> Line:
     derivative = transform(func, sparsity=pattern, layout=torch.sparse_coo)
     detections: dict[str, Callable[[], Any]] = {OURS: lambda: find(func)(x)}
     colorings: dict[str, Callable[[], Any]] = {OURS: lambda: torchjac.color(fresh(pattern), by)}
-    evaluations: dict[str, Callable[[], Any]] = {OURS: lambda: derivative(x)}
+    plan = derivative.plan(x)
+    evaluations: dict[str, Callable[[], Any]] = {OURS: lambda: derivative(x), PLAN: lambda: plan(x)}
     if n <= DENSE_LIMIT:
         dense = torch.func.hessian if hessian else torch.func.jacfwd
         evaluations[DENSE] = lambda: dense(func)(x)
@@ -173,6 +175,7 @@ torchjac is the faster one. Detection and colouring are done once for a signatur
 call. *dense* is `torch.func.jacfwd` or `hessian`; *vmapped passes* are as many JVPs as there are
 colours of columns, through `torch.func`, on seeds that are all ones, without entries being recovered.
 Everybody's transform is made once; torchjac runs eagerly, asdex and sparsejac are compiled by `jax.jit`.
+*plan* is the evaluation by ``.plan(x)``, operation by operation ([compiled plans](plans.md)).
 Times belong to the machine and mean nothing by themselves."""
 
 COLOURS = """\
@@ -195,6 +198,8 @@ HEAD = [
     f"to {PASSES}",
     f"to {ASDEX}",
     f"to {SPARSEJAC}",
+    PLAN,
+    f"to {PASSES}",
 ]
 
 
@@ -214,12 +219,12 @@ def markdown(lines: list[Line], threads: int) -> str:
 
 
 def row(line: Line) -> list[str]:
-    def own(phase: str) -> str:
-        seconds = line.phases[phase].get(OURS)
+    def own(phase: str, entrant: str = OURS) -> str:
+        seconds = line.phases[phase].get(entrant)
         return "" if seconds is None else readable(seconds)
 
-    def to(phase: str, peer: str) -> str:
-        ratio = line.ratio(phase, peer)
+    def to(phase: str, peer: str, entrant: str = OURS) -> str:
+        ratio = line.ratio(phase, peer, entrant)
         return "" if ratio is None else f"{ratio:.3g}"
 
     once = [line.phases["detection"], line.phases["colouring"]]
@@ -239,6 +244,8 @@ def row(line: Line) -> list[str]:
         both,
         own("evaluation"),
         *(to("evaluation", peer) for peer in (DENSE, PASSES, ASDEX, SPARSEJAC)),
+        own("evaluation", PLAN),
+        to("evaluation", PASSES, PLAN),
     ]
 
 
