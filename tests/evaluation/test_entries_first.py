@@ -226,6 +226,17 @@ def planned(
     return plan(x), transform(x)
 
 
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.strided])
+def test_a_small_jacobian_that_never_changes_is_a_copy(layout: torch.layout) -> None:
+    x = torch.linspace(-1, 1, 6, dtype=DOUBLE)
+    plan = torchjac.jac(torch.diff, sparsity="detect", layout=layout).plan(x)
+    assert [node.target for node in made(plan._program.graph)] == [torch.ops.aten.clone.default]
+    first, second = plan(x).to_dense(), plan(x + 1).to_dense()
+    assert torch.equal(first, second)
+    first.zero_()
+    assert second.any()
+
+
 SCALE, WEIGHTS = torch.tensor(1.3, dtype=DOUBLE), torch.tensor([1, 2, 3, 2, 1])
 
 

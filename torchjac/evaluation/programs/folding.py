@@ -22,7 +22,8 @@ __all__ = ["fold", "folded_for_compiler"]
 
 _FOLDED = "_folded_"
 
-# Small ones are left: scalar code knows their zeros, which a tensor that is read would hide.
+# Small ones are left, unless they are results: scalar code knows their zeros, which a tensor that is read would
+# hide.
 _LEAST_ELEMENTS, _MOST_BYTES = 1024, 1 << 25
 
 
@@ -84,8 +85,8 @@ def _borders(known: dict[Node, Any]) -> list[Node]:
         for node, value in known.items()
         if node.op == "call_function"
         and node.all_input_nodes
-        and value.numel() >= _LEAST_ELEMENTS
         and any(user not in known for user in node.users)
+        and (value.numel() >= _LEAST_ELEMENTS or any(user.op == "output" for user in node.users))
     ]
 
 
