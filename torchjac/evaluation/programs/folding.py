@@ -22,8 +22,7 @@ __all__ = ["fold", "folded_for_compiler"]
 
 _FOLDED = "_folded_"
 
-# Small ones are left, unless they are results: scalar code knows their zeros, which a tensor that is read would
-# hide.
+# Small ones that are no results are left: scalar code knows their zeros, which a tensor that is read hides.
 _LEAST_ELEMENTS, _MOST_BYTES = 1024, 1 << 25
 
 
