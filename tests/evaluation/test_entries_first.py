@@ -153,6 +153,17 @@ def test_products_with_zeros_of_the_graph_are_known() -> None:
     assert torch.equal(scaled.where, CONSTANT == 0)
 
 
+def test_operations_of_which_nothing_is_known() -> None:
+    def function(x: Tensor) -> list[Tensor]:
+        whole = (x.round().long() + 9) * CONSTANT.long()
+        mantissa, exponent = torch.frexp(x * CONSTANT)
+        return [CONSTANT.long() // (whole + 1), mantissa * x, exponent + 1, whole]
+
+    graph = traced(function, ARGUMENTS[0])
+    partly = PartlyKnown(_known(graph, lambda _: True))
+    assert [partly.of(node) for node in list(graph.graph.nodes)[-1].args[0]] == [None] * 4
+
+
 def brusselator(state: Tensor) -> Tensor:
     side = math.isqrt(state.numel() // 2)
     u, v = state.reshape(2, side, side)

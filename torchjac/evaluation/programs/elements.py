@@ -70,7 +70,9 @@ def is_elementwise(node: Node) -> bool:
     if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
         return False
     tags = target.tags
-    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
+    if torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags:
+        return False
+    return isinstance(node.meta["val"], Tensor)
 
 
 def origins(node: Node) -> Tensor:

@@ -103,7 +103,8 @@ class PartlyKnown:
         return Known(torch.zeros_like(numbers, dtype=torch.bool), numbers)
 
     def _computed(self, node: Node) -> Known | None:
-        if not any(map(self.of, node.all_input_nodes)):
+        # Integers cannot be computed with what is put in where nothing is known, such as a zero to divide by.
+        if not any(map(self.of, node.all_input_nodes)) or not node.meta["val"].is_floating_point():
             return None
         operands = {operand: self._or_nothing(operand) for operand in node.all_input_nodes}
         target: Any = node.target
