@@ -39,7 +39,7 @@ __all__ = ["ENTRIES", "entries_first"]
 aten = torch.ops.aten
 
 Places: TypeAlias = Tensor
-"""Positions in a flattened tensor: of each entry, where it is."""
+"""Positions in a flattened tensor: of each entry, where it is. On the CPU, wherever the tensor is."""
 Elements: TypeAlias = Node | Tensor
 """A new node, or numbers that are known."""
 
@@ -70,7 +70,7 @@ def entries_first(graph: GraphModule, known: dict[Node, Any], *, calls: bool = T
             continue
         before = call + _GATHER * len(known[places]) + _cost_of([source], known, call)
         rewriting = _Rewriting(graph, known, partly, node, call, before)
-        found = rewriting.found(source, known[places].long())
+        found = rewriting.found(source, known[places].long().cpu())
         if found is not None:
             node.replace_all_uses_with(rewriting.as_node(found))
         else:
@@ -207,7 +207,8 @@ class _Rewriting:
     def _read(self, flat: Node, places: Places) -> Node:
         if not _is_run(places):
             self._spend(_GATHER * len(places))
-            return self._new(aten.index_select.default, flat, 0, self.as_node(places.int()))
+            index = self.as_node(places.int().to(flat.meta["val"].device))
+            return self._new(aten.index_select.default, flat, 0, index)
         if len(places) == _size(flat):
             return flat
         first = int(places[0]) if len(places) else 0
@@ -319,7 +320,7 @@ class _Rewriting:
             whole = self._new(aten.cat.default, parts)
         if len(at) < len(constants):
             self._spend(_GATHER * len(at))
-            template, places = self.as_node(constants), self.as_node(at)
+            template, places = self.as_node(constants), self.as_node(at.to(constants.device))
             return self._new(aten.scatter.src, template, 0, places, whole)
         return self._read(
             whole, torch.empty_like(at).scatter_(0, at, torch.arange(len(at), device="cpu"))

@@ -75,8 +75,8 @@ class PartlyKnown:
         return self._computed(node) if is_elementwise(node) else None
 
     def _moved(self, node: Node) -> Known | None:
-        source, places = self.of(source_of(node)), origins(node)
-        inside, like = places >= 0, node.meta["val"]
+        source, places, like = self.of(source_of(node)), origins(node), node.meta["val"]
+        inside = (places >= 0).to(like.device)
         if source is None:
             if bool(inside.all()):
                 return None
