@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import torchjac
 from torchjac.errors import UnsupportedError
 from torchjac.evaluation.programs import compiled
 from torchjac.evaluation.programs import straight_line as scalars
@@ -265,3 +266,17 @@ def test_a_failure_of_inductor_is_chained(monkeypatch):
     with pytest.raises(UnsupportedError, match="no such luck") as caught:
         compile_graph(graph, [x])
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_entries_of_a_sparse_jacobian() -> None:
+    """Of which the places are not checked in every call, and are right."""
+
+    def diffusion(x: Tensor) -> Tensor:
+        flux = (1 + x[1:] ** 2 + x[:-1] ** 2) * (x[1:] - x[:-1])
+        return torch.cat([flux[:1], flux[1:] - flux[:-1], -flux[-1:], x[:5].roll(1) * x[5:10]])
+
+    x = torch.rand(3000, dtype=torch.float64)
+    transform = torchjac.jac(diffusion, sparsity="detect", layout=torch.sparse_coo)
+    compiled_plan = transform.plan(x).compile()
+    for at in (x, torch.randn_like(x)):
+        torch.testing.assert_close(compiled_plan(at).to_dense(), transform(at).to_dense())

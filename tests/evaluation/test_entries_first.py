@@ -21,6 +21,7 @@ from torchjac.evaluation.programs.compiled import _reads_own_places_alone, _run_
 from torchjac.evaluation.programs.folding import _known, fold, folded_for_compiler
 from torchjac.evaluation.programs.partly_known import PartlyKnown
 from torchjac.evaluation.programs.tracing import captured_tensors
+from torchjac.foundations.pytree import flatten
 
 pytestmark = pytest.mark.skipif(not TRACES, reason="needs torch 2.4")
 
@@ -246,6 +247,57 @@ def test_a_small_jacobian_that_never_changes_is_a_copy(layout: torch.layout) -> 
     assert torch.equal(first, second)
     first.zero_()
     assert second.any()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: x.roll(1) * x.detach(),
+        lambda x, w: x[1:] * x.detach()[:-1],
+        lambda x, w: x.roll(1) * w,
+        lambda x, w: x.roll(1) * 3 + x.exp() * (torch.arange(12) < 0),
+        lambda x, w: (x * w, x.roll(1) * w),
+        lambda x, w: x * x.detach().sum(),
+    ],
+    ids=["argument", "view of it", "captured", "constants", "the same twice", "one number"],
+)
+def test_results_are_memory_of_their_own(function: Any) -> None:
+    x = torch.linspace(-1, 1, 12, dtype=DOUBLE)
+    w = torch.linspace(2, 3, 12, dtype=DOUBLE)
+    before = x.clone(), w.clone()
+    options: dict[str, Any] = {"sparsity": "detect", "layout": torch.sparse_coo, "mode": "reverse"}
+    transform = torchjac.jac(lambda x: function(x, w), **options)
+    plan = transform.plan(x)
+    assert plan._program is not None
+    expected, _ = flatten(transform(x))
+    for _ in range(2):
+        results, _ = flatten(plan(x))
+        for result, right in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, right)
+            result._values().fill_(7.0)
+    assert torch.equal(x, before[0])
+    assert torch.equal(w, before[1])
+
+
+def masked(x: Tensor) -> Tensor:
+    inner = torch.cat([torch.ones(3, dtype=torch.bool), x[3:] > 0.5])
+    return torch.where(inner, x * x.roll(1), x.roll(2) * 3)
+
+
+def joined_mask(x: Tensor) -> Tensor:
+    return torch.cat([torch.ones(3, dtype=torch.bool), x[3:] > 0.5]) * x * x.roll(1) + x.roll(2)
+
+
+def counted(x: Tensor) -> Tensor:
+    numbers = torch.cat([torch.arange(6), x[6:].long()])
+    return (numbers * torch.arange(12))[:6] * x[:6] * x[1:7] * (numbers[6:] * 2 + 1)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("function", [masked, joined_mask, counted])
+def test_masks_and_integers_beside_the_products(function: Any, mode: Any) -> None:
+    got, expected = planned(function, torch.linspace(-3, 3, 12, dtype=DOUBLE), mode=mode)
+    torch.testing.assert_close(got.to_dense(), expected.to_dense())
 
 
 SCALE, WEIGHTS = torch.tensor(1.3, dtype=DOUBLE), torch.tensor([1, 2, 3, 2, 1])

@@ -35,12 +35,13 @@ class _Places:
         self._is_many = device.type == "cpu" and len(places) > _MANY
         rows = torch.get_num_threads() if self._is_many else 1
         padded = np.pad(places, (0, -len(places) % rows)).astype(np.int64)
-        self._rows = torch.from_numpy(padded).to(device).view(rows, -1)
+        flat = torch.from_numpy(padded).to(device)
+        self._rows, self._flat = flat.view(rows, -1), flat[: self._count]
 
     def read(self, flat: Tensor) -> Tensor:
         """The entries of one stack of products ``(k * total,)``."""
         if not self._is_many or not is_plain(flat) or flat.requires_grad:
-            return flat.index_select(0, self._rows.view(-1)[: self._count])
+            return flat.index_select(0, self._flat)
         entries = flat.expand(len(self._rows), -1).gather(1, self._rows)
         return entries.view(-1)[: self._count]
 

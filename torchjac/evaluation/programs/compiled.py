@@ -145,13 +145,13 @@ def _reads_own_places_alone(graph: GraphModule, lifted: GraphModule) -> bool:
         if name.startswith(ENTRIES)
     }
     return all(
-        node in own or not _has_integers(node.meta.get("val")) for node in lifted.graph.nodes
+        node in own or not _may_be_indices(node.meta.get("val")) for node in lifted.graph.nodes
     )
 
 
-def _has_integers(value: Any) -> bool:
+def _may_be_indices(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return any(map(_has_integers, value))
+        return any(map(_may_be_indices, value))
     return isinstance(value, Tensor) and not value.is_floating_point()
 
 

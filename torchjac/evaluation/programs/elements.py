@@ -48,7 +48,9 @@ def source_of(node: Node) -> Node:
 
 def is_move(node: Node) -> bool:
     """Whether every element is one of the source, as it was."""
-    return name_of(node) in _MOVES and node.meta["val"].dtype == source_of(node).meta["val"].dtype
+    if name_of(node) not in _MOVES or node.target is aten.view.dtype:
+        return False
+    return bool(node.meta["val"].dtype == source_of(node).meta["val"].dtype)
 
 
 def is_among_zeros(node: Node) -> bool:

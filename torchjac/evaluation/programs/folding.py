@@ -16,6 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from torchjac.evaluation.programs.gathers import ENTRIES, entries_first
+from torchjac.evaluation.programs.simplify import overlaps, whose_memory
 from torchjac.evaluation.programs.tracing import captured_tensors
 
 __all__ = ["fold", "folded_for_compiler"]
@@ -38,7 +39,7 @@ def fold(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> None:
             constant = graph.graph.get_attr(name)
             constant.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(constant)
-            _return_copies(graph, constant)
+    _return_own_memory(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -89,11 +90,23 @@ def _borders(known: dict[Node, Any]) -> list[Node]:
     ]
 
 
-def _return_copies(graph: GraphModule, constant: Node) -> None:
-    """Copy what is returned as it is, for what is returned may be written into."""
-    for user in list(constant.users):
-        if user.op == "output":
-            with graph.graph.inserting_before(user):
-                copy = graph.graph.call_function(torch.ops.aten.clone.default, (constant,))
-            copy.meta["val"] = constant.meta["val"]
-            user.replace_input_with(constant, copy)
+def _return_own_memory(graph: GraphModule) -> None:
+    """Copy results that are memory of others, for what is returned may be written into."""
+    *_, output = graph.graph.nodes
+    taken: set[Node] = set()
+
+    def owned(node: Node) -> Node:
+        like = node.meta.get("val")
+        owner = whose_memory(node)
+        if not isinstance(like, Tensor):
+            return node
+        if owner.op == "call_function" and owner not in taken and not overlaps(like):
+            taken.add(owner)
+            return node
+        contiguous: Any = {"memory_format": torch.contiguous_format}
+        with graph.graph.inserting_before(output):
+            new = graph.graph.call_function(torch.ops.aten.clone.default, (node,), contiguous)
+        new.meta["val"] = torch.ops.aten.clone.default(like, **contiguous)
+        return new
+
+    output.args = (map_arg(output.args[0], owned),)

@@ -16,7 +16,7 @@ person would have written by hand.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -68,13 +68,14 @@ def entries_first(graph: GraphModule, known: dict[Node, Any], *, calls: bool = T
         source, dim, places = node.args
         if places not in known or source.meta["val"].dim() != 1 or dim != 0:
             continue
-        before = call + _GATHER * len(known[places]) + _cost_of([source], known, call)
-        rewriting = _Rewriting(graph, known, partly, node, call, before)
+        doomed = _doomed(source, known)
+        before = call + _GATHER * len(known[places]) + _cost_of(doomed, call)
+        rewriting = _Rewriting(graph, known, partly, node, call, before, doomed)
         found = rewriting.found(source, known[places].long().cpu())
         if found is not None:
             node.replace_all_uses_with(rewriting.as_node(found))
         else:
-            node.replace_input_with(places, rewriting.as_node(known[places].int()))
+            node.replace_input_with(places, rewriting.index(known[places], source))
         graph.graph.eliminate_dead_code()
     _forget_unread(graph)
     graph.recompile()
@@ -86,15 +87,28 @@ def _forget_unread(graph: GraphModule) -> None:
         delattr(graph, name)
 
 
-def _cost_of(results: Sequence[Node], known: dict[Node, Any], call: int) -> int:
-    """What it takes to make tensors that nothing else is made of."""
-    cost, needed = 0, set(results)
-    for node in reversed(list(results[0].graph.nodes) if results else []):
-        if node in needed and node.op == "call_function" and node not in known:
-            needed.update(node.all_input_nodes)
-            if not _is_view(node):
-                cost += call + _size(node)
-    return cost
+def _doomed(source: Node, known: dict[Node, Any]) -> set[Node]:
+    """The operations that nothing but ``source`` needs, itself among them."""
+    doomed = {source}
+    for node in reversed(list(source.graph.nodes)):
+        if node.op == "call_function" and node.users and doomed.issuperset(node.users):
+            doomed.add(node)
+    return {node for node in doomed if node.op == "call_function" and node not in known}
+
+
+def _cost_of(nodes: Iterable[Node], call: int) -> int:
+    return sum(call + _size(node) for node in nodes if not _is_view(node))
+
+
+def _needed(results: Iterable[Node], among: set[Node]) -> set[Node]:
+    """Those of some operations that are needed for the results."""
+    needed, waiting = set(), [node for node in results if node in among]
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting += [operand for operand in node.all_input_nodes if operand in among]
+    return needed
 
 
 def _is_view(node: Node) -> bool:
@@ -123,7 +137,8 @@ def _in_runs(entries: Tensor, terms: list[Term], shortest: int) -> Sequence[Tens
     breaks = torch.zeros(max(len(entries) - 1, 0), dtype=torch.bool, device="cpu")
     for node, places, _ in terms:
         # In one product of the stack, for it is multiplied with what all of them share.
-        product = node.meta["val"].shape[1:].numel()
+        shape = node.meta["val"].shape
+        product = (shape[1:] if len(shape) > 1 else shape).numel()
         breaks |= (places[entries] % product).diff() != 1
     cuts = breaks.nonzero().reshape(-1) + 1
     return entries.tensor_split(cuts) if len(cuts) * shortest <= len(entries) else [entries]
@@ -144,9 +159,11 @@ class _Rewriting:
         before: Node,
         call: int,
         most: int,
+        doomed: set[Node],
     ) -> None:
         self._graph, self._known, self._partly, self._before = graph, known, partly, before
         self._call, self._shortest, self._most = call, max(4 * call, _SHORTEST), most
+        self._doomed = doomed
         self._done: dict[tuple[Node, int], Elements] = {}
         self._kept: dict[bytes, Places] = {}
         self._moved: dict[tuple[Node, int], Places] = {}
@@ -158,7 +175,7 @@ class _Rewriting:
         """The elements of ``source`` at the places; None if that costs as much as before."""
         try:
             found = self.at(source, places)
-            self._spend(_cost_of(list(self._whole), self._known, self._call))
+            self._spend(_cost_of(_needed(self._whole, self._doomed), self._call))
         except _DearError:
             return None
         return found
@@ -207,12 +224,16 @@ class _Rewriting:
     def _read(self, flat: Node, places: Places) -> Node:
         if not _is_run(places):
             self._spend(_GATHER * len(places))
-            index = self.as_node(places.int().to(flat.meta["val"].device))
-            return self._new(aten.index_select.default, flat, 0, index)
+            return self._new(aten.index_select.default, flat, 0, self.index(places, flat))
         if len(places) == _size(flat):
             return flat
         first = int(places[0]) if len(places) else 0
         return self._new(aten.slice.Tensor, flat, 0, first, first + len(places))
+
+    def index(self, places: Places, flat: Node) -> Node:
+        """The places as an index, narrow where that is wide enough: reading them takes time too."""
+        fitting = places.int() if _size(flat) < 2**31 else places
+        return self.as_node(fitting.to(flat.meta["val"].device))
 
     def _through(self, node: Node, places: Places) -> Places:
         """Where in its source a view has its elements."""
@@ -246,11 +267,12 @@ class _Rewriting:
         args, kwargs = list(mapped[0]), mapped[1]
         if name_of(node) == "aten::mul":
             args.sort(key=lambda argument: isinstance(argument, Tensor))  # a constant comes last
-            like = args[0].meta["val"]
-            if like.dtype == node.meta["val"].dtype and like.numel() == len(places):
-                args[1] = self._operand(args[1])
-                if args[1] == 1:
-                    return args[0]  # type: ignore[no-any-return]
+            if isinstance(args[0], Node) and isinstance(args[1], Tensor):
+                like = args[0].meta["val"]
+                if like.dtype == node.meta["val"].dtype and like.numel() == len(places):
+                    args[1] = self._operand(args[1])
+                    if args[1] == 1:
+                        return args[0]
         args = [self.as_node(a) if isinstance(a, Tensor) else a for a in args]
         made = self._new(node.target, *args, **kwargs)
         if made.meta["val"].dim() == 1 and _size(made) == len(places):
@@ -269,7 +291,7 @@ class _Rewriting:
         alive = torch.zeros(len(places), dtype=torch.int64, device="cpu")
         for number, term in enumerate(terms):
             numbers, lives = self._constant_part(term, like)
-            constants = constants + term.sign * numbers
+            constants = constants + numbers if term.sign > 0 else constants - numbers
             alive |= lives.long() << number
         classes = [
             _Class(entries, live)

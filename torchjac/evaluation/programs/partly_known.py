@@ -30,6 +30,9 @@ from torchjac.evaluation.programs.rewriting import named
 __all__ = ["Known", "PartlyKnown"]
 
 
+_MOST_BYTES = 1 << 27  # of one tensor
+
+
 class Known(NamedTuple):
     """Of each element, whether it never changes, and which number it is then."""
 
@@ -68,11 +71,18 @@ class PartlyKnown:
         if node in self._known:
             numbers = self._known[node]
             return Known(torch.ones_like(numbers, dtype=torch.bool), numbers)
+        if self._is_too_large(node):
+            return None
         if is_move(node) or is_among_zeros(node):
             return self._moved(node)
         if is_join(node):
             return self._joined(node)
         return self._computed(node) if is_elementwise(node) else None
+
+    @staticmethod
+    def _is_too_large(node: Node) -> bool:
+        like = node.meta.get("val")
+        return isinstance(like, Tensor) and like.numel() * like.element_size() > _MOST_BYTES
 
     def _moved(self, node: Node) -> Known | None:
         source, places, like = self.of(source_of(node)), origins(node), node.meta["val"]
@@ -117,6 +127,6 @@ class PartlyKnown:
         for name in linear_arguments(name_of(node).removeprefix("aten::"), arguments):
             if isinstance(arguments[name], Node):
                 factor = operands[arguments[name]]
-                vanishes = factor.where & (factor.numbers == 0)
+                vanishes = (factor.where & (factor.numbers == 0)).to(numbers.device)
                 where, numbers = where | vanishes, numbers.masked_fill(vanishes, 0)
         return Known(where, numbers) if bool(where.any()) else None

@@ -18,7 +18,7 @@ from torchjac.evaluation.programs.propagation import diagonal
 from torchjac.evaluation.programs.rewriting import Rewriter, is_random, named, same_layout
 from torchjac.evaluation.programs.zeros import uniform
 
-__all__ = ["simplify"]
+__all__ = ["overlaps", "simplify", "whose_memory"]
 
 aten = torch.ops.aten
 
@@ -115,7 +115,7 @@ def _contiguous(write: Rewriter, node: Node) -> Node:
 # --- memory ----------------------------------------------------------------------------------------
 
 
-def _whose_memory(node: Node) -> Node:
+def whose_memory(node: Node) -> Node:
     """The node that made the memory which ``node`` is a view of."""
     while node.op == "call_function":
         base = _base(node)
@@ -163,13 +163,13 @@ def _opaque(nodes: Sequence[Node], shaped: set[Node]) -> set[Node]:
         if node in shaped or not isinstance(node.target, OpOverload):
             continue
         if node.target._schema.is_mutable or _name(node).startswith("as_strided"):
-            touched |= set(map(_whose_memory, node.all_input_nodes))
+            touched |= set(map(whose_memory, node.all_input_nodes))
     if not touched:
         return set()
     return {
         node
         for node in nodes
-        if not touched.isdisjoint(map(_whose_memory, [node, *node.all_input_nodes]))
+        if not touched.isdisjoint(map(whose_memory, [node, *node.all_input_nodes]))
     }
 
 
@@ -184,8 +184,8 @@ class _OwnMemory:
         like = self._write.like(node)
         if not isinstance(like, Tensor):
             return node
-        owner = _whose_memory(node)
-        if owner.op == "call_function" and owner not in self._taken and not _overlaps(like):
+        owner = whose_memory(node)
+        if owner.op == "call_function" and owner not in self._taken and not overlaps(like):
             self._taken.add(owner)
             return node
         new = self._write.graph.call_function(
@@ -195,7 +195,7 @@ class _OwnMemory:
         return new
 
 
-def _overlaps(like: Tensor) -> bool:
+def overlaps(like: Tensor) -> bool:
     """Whether elements share their memory, so that they outnumber the places there are."""
     reach = sum((side - 1) * stride for side, stride in zip(like.shape, like.stride(), strict=True))
     return like.numel() > reach + 1

@@ -58,13 +58,10 @@ def _expanded(term: Term, known: Container[Node]) -> list[Term]:
     node, places, sign = term
     if node in known:
         return [term]
-    if is_move(node) or is_among_zeros(node):
-        return [Term(source_of(node), _through(origins(node), places), sign)]
-    if is_join(node):
-        pieces = [
-            Term(piece, _through(where, places), sign) for piece, where in origins_of_pieces(node)
-        ]
-        return [piece for piece in pieces if bool((piece.places >= 0).any())]
+    if is_move(node) or is_among_zeros(node) or is_join(node):
+        pieces = origins_of_pieces(node) if is_join(node) else [(source_of(node), origins(node))]
+        terms = [Term(piece, _through(where, places), sign) for piece, where in pieces]
+        return [term for term in terms if bool((term.places >= 0).any())]
     if _is_signed(node):
         first, *others = node.args
         last = -sign if name_of(node) in ("aten::sub", "aten::neg") else sign
@@ -83,7 +80,8 @@ def _is_signed(node: Node) -> bool:
     if name_of(node) not in ("aten::add", "aten::sub", "aten::neg") or node.kwargs:
         return False
     like = node.meta["val"]
-    return all(
+    # The sum of truth values is another operation.
+    return like.dtype != torch.bool and all(
         isinstance(argument, Node)
         and argument.meta["val"].shape == like.shape
         and argument.meta["val"].dtype == like.dtype
