@@ -113,6 +113,22 @@ def test_entries_stay_the_same(steps: list[str], places: list[int]) -> None:
         assert (x is INFINITE) or bool(finite.all())
 
 
+def test_one_column_beside_products_of_two_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathers, "_GATHER", 1)
+    monkeypatch.setattr(gathers, "_CALL", 0)
+    backwards = torch.arange(5, -1, -1)
+    narrow, wide, at = torch.rand(3, 4), torch.rand(3, 5), torch.cat([backwards, backwards + 12])
+
+    def function(x: Tensor) -> list[Tensor]:
+        column = x[:3, :1]
+        both = torch.cat([(narrow * column).reshape(-1), (wide * column).reshape(-1)])
+        return [both.index_select(0, at)]
+
+    x = torch.rand(SIDES)
+    graph = folded(function, x)
+    torch.testing.assert_close(results(graph, x), function(x))
+
+
 class Values(Interpreter):
     """The value of every node."""
 

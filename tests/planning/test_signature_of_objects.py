@@ -10,13 +10,9 @@ import pytest
 import torch
 
 import torchjac
+from tests.planning.described import same
 from torchjac.planning.search import Search
 from torchjac.planning.signature import of_arguments, of_function
-
-
-def same(one, other):
-    (a, _), (b, _) = of_function(one), of_function(other)
-    return a == b and hash(a) == hash(b)
 
 
 def around_all(options):

@@ -92,12 +92,14 @@ def origins_of_pieces(node: Node) -> list[tuple[Node, Tensor]]:
     """Each tensor of a join, and for every element the position in it; -1 for those of another."""
     pieces: Any = node.args[0]
     target: Any = node.target
-    numbers = [
-        torch.zeros(piece.meta["val"].shape, dtype=torch.int64, device="cpu") for piece in pieces
-    ]
-    found = []
-    for at, piece in enumerate(pieces):
-        counted = torch.arange(1, numbers[at].numel() + 1, device="cpu").view(numbers[at].shape)
-        joined = target([*numbers[:at], counted, *numbers[at + 1 :]], *node.args[1:], **node.kwargs)
-        found.append((piece, joined - 1))
+    shapes = [piece.meta["val"].shape for piece in pieces]
+    parts = torch.arange(sum(s.numel() for s in shapes), device="cpu").split(
+        [s.numel() for s in shapes]
+    )
+    numbers = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+    joined, first, found = target(numbers, *node.args[1:], **node.kwargs), 0, []
+    for piece, part in zip(pieces, parts, strict=True):
+        inside = (joined >= first) & (joined < first + len(part))
+        found.append((piece, torch.where(inside, joined - first, -1)))
+        first += len(part)
     return found

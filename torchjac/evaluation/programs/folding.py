@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from torchjac.evaluation.programs.gathers import ENTRIES, entries_first
-from torchjac.evaluation.programs.simplify import overlaps, whose_memory
+from torchjac.evaluation.programs.simplify import return_own_memory
 from torchjac.evaluation.programs.tracing import captured_tensors
 
 __all__ = ["fold", "folded_for_compiler"]
@@ -39,7 +39,7 @@ def fold(graph: GraphModule, is_constant: Callable[[Tensor], bool]) -> None:
             constant = graph.graph.get_attr(name)
             constant.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(constant)
-    _return_own_memory(graph)
+    return_own_memory(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
@@ -88,25 +88,3 @@ def _borders(known: dict[Node, Any]) -> list[Node]:
         and any(user not in known for user in node.users)
         and (value.numel() >= _LEAST_ELEMENTS or any(user.op == "output" for user in node.users))
     ]
-
-
-def _return_own_memory(graph: GraphModule) -> None:
-    """Copy results that are memory of others, for what is returned may be written into."""
-    *_, output = graph.graph.nodes
-    taken: set[Node] = set()
-
-    def owned(node: Node) -> Node:
-        like = node.meta.get("val")
-        owner = whose_memory(node)
-        if not isinstance(like, Tensor):
-            return node
-        if owner.op == "call_function" and owner not in taken and not overlaps(like):
-            taken.add(owner)
-            return node
-        contiguous: Any = {"memory_format": torch.contiguous_format}
-        with graph.graph.inserting_before(output):
-            new = graph.graph.call_function(torch.ops.aten.clone.default, (node,), contiguous)
-        new.meta["val"] = torch.ops.aten.clone.default(like, **contiguous)
-        return new
-
-    output.args = (map_arg(output.args[0], owned),)

@@ -68,9 +68,7 @@ def entries_first(graph: GraphModule, known: dict[Node, Any], *, calls: bool = T
         source, dim, places = node.args
         if places not in known or source.meta["val"].dim() != 1 or dim != 0:
             continue
-        doomed = _doomed(source, known)
-        before = call + _GATHER * len(known[places]) + _cost_of(doomed, call)
-        rewriting = _Rewriting(graph, known, partly, node, call, before, doomed)
+        rewriting = _Rewriting(graph, known, partly, node, call)
         found = rewriting.found(source, known[places].long().cpu())
         if found is not None:
             node.replace_all_uses_with(rewriting.as_node(found))
@@ -158,24 +156,22 @@ class _Rewriting:
         partly: PartlyKnown,
         before: Node,
         call: int,
-        most: int,
-        doomed: set[Node],
     ) -> None:
         self._graph, self._known, self._partly, self._before = graph, known, partly, before
-        self._call, self._shortest, self._most = call, max(4 * call, _SHORTEST), most
-        self._doomed = doomed
+        self._call, self._shortest = call, max(4 * call, _SHORTEST)
         self._done: dict[tuple[Node, int], Elements] = {}
         self._kept: dict[bytes, Places] = {}
-        self._moved: dict[tuple[Node, int], Places] = {}
-        self._spread: dict[tuple[Node, int], Places] = {}
         self._whole: dict[Node, Node] = {}
-        self._cost, self._depth, self._is_within = 0, 0, False
+        self._cost = self._most = self._depth = 0
+        self._is_within = False
 
     def found(self, source: Node, places: Places) -> Elements | None:
         """The elements of ``source`` at the places; None if that costs as much as before."""
+        doomed = _doomed(source, self._known)
+        self._most = self._call + _GATHER * len(places) + _cost_of(doomed, self._call)
         try:
             found = self.at(source, places)
-            self._spend(_cost_of(_needed(self._whole, self._doomed), self._call))
+            self._spend(_cost_of(_needed(self._whole, doomed), self._call))
         except _DearError:
             return None
         return found
@@ -197,13 +193,14 @@ class _Rewriting:
         return self._done[key]
 
     def _at(self, node: Node, places: Places) -> Elements:
-        found = self._partly.of(node)
-        if found is not None and bool(found.at(places).where.all()):
-            return found.at(places).numbers
+        partly = self._partly.of(node)
+        found = partly and partly.at(places)
+        if found is not None and bool(found.where.all()):
+            return found.numbers
         if self._depth > _DEEPEST:
             return self._read(self._flat(node), places)
         if is_move(node):
-            return self.at(source_of(node), self._through(node, places))
+            return self.at(source_of(node), origins(node).reshape(-1)[places])
         if is_sum(node):
             summed = self._summed(node, places)
             if summed is not None:
@@ -235,13 +232,6 @@ class _Rewriting:
         fitting = places.int() if _size(flat) < 2**31 else places
         return self.as_node(fitting.to(flat.meta["val"].device))
 
-    def _through(self, node: Node, places: Places) -> Places:
-        """Where in its source a view has its elements."""
-        key = (node, id(places))
-        if key not in self._moved:
-            self._moved[key] = origins(node).reshape(-1)[places]
-        return self._moved[key]
-
     # --- elementwise operations ------------------------------------------------------------------
 
     def _elementwise(self, node: Node, places: Places) -> Elements:
@@ -255,11 +245,8 @@ class _Rewriting:
                 )
             if like.shape == shape:
                 return self.at(argument, places)
-            key = (argument, id(places))
-            if key not in self._spread:
-                spread = torch.arange(like.numel(), device="cpu").view(like.shape).expand(shape)
-                self._spread[key] = spread.reshape(-1)[places]
-            return self.at(argument, self._spread[key])
+            spread = torch.arange(like.numel(), device="cpu").view(like.shape).expand(shape)
+            return self.at(argument, spread.reshape(-1)[places])
 
         was_within, self._is_within = self._is_within, True
         mapped: Any = map_arg((node.args, node.kwargs), operand)
@@ -293,13 +280,11 @@ class _Rewriting:
             numbers, lives = self._constant_part(term, like)
             constants = constants + numbers if term.sign > 0 else constants - numbers
             alive |= lives.long() << number
-        classes = [
-            _Class(entries, live)
-            for which in alive.unique().tolist()
-            for live in [[term for number, term in enumerate(terms) if which >> number & 1]]
-            for entries in _in_runs((alive == which).nonzero().reshape(-1), live, self._shortest)
-            if which
-        ]
+        classes = []
+        for which in filter(None, alive.unique().tolist()):
+            live = [term for number, term in enumerate(terms) if which >> number & 1]
+            entries = (alive == which).nonzero().reshape(-1)
+            classes += [_Class(run, live) for run in _in_runs(entries, live, self._shortest)]
         is_uniform = len(classes) == 1 and len(classes[0].entries) == len(places)
         # Within a product, say, it takes less to compute them all alike than to put them together again.
         if len(classes) > _MOST_CLASSES or (

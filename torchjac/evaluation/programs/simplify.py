@@ -18,7 +18,7 @@ from torchjac.evaluation.programs.propagation import diagonal
 from torchjac.evaluation.programs.rewriting import Rewriter, is_random, named, same_layout
 from torchjac.evaluation.programs.zeros import uniform
 
-__all__ = ["overlaps", "simplify", "whose_memory"]
+__all__ = ["return_own_memory", "simplify"]
 
 aten = torch.ops.aten
 
@@ -62,8 +62,8 @@ class _Simplification:
                 self._env[node] = self._call(node)
             elif node.op == "output":
                 mapped = map_arg(node.args[0], self._env.__getitem__)
-                outputs = map_aggregate(mapped, self._write.node)
-                new.output(map_arg(outputs, _OwnMemory(self._write)))
+                new.output(map_aggregate(mapped, self._write.node))
+                return_own_memory(new)
             else:
                 self._env[node] = self._source(node)
         _remove_dead(new)
@@ -115,7 +115,7 @@ def _contiguous(write: Rewriter, node: Node) -> Node:
 # --- memory ----------------------------------------------------------------------------------------
 
 
-def whose_memory(node: Node) -> Node:
+def _whose_memory(node: Node) -> Node:
     """The node that made the memory which ``node`` is a view of."""
     while node.op == "call_function":
         base = _base(node)
@@ -163,39 +163,39 @@ def _opaque(nodes: Sequence[Node], shaped: set[Node]) -> set[Node]:
         if node in shaped or not isinstance(node.target, OpOverload):
             continue
         if node.target._schema.is_mutable or _name(node).startswith("as_strided"):
-            touched |= set(map(whose_memory, node.all_input_nodes))
+            touched |= set(map(_whose_memory, node.all_input_nodes))
     if not touched:
         return set()
     return {
         node
         for node in nodes
-        if not touched.isdisjoint(map(whose_memory, [node, *node.all_input_nodes]))
+        if not touched.isdisjoint(map(_whose_memory, [node, *node.all_input_nodes]))
     }
 
 
-class _OwnMemory:
-    """Makes copies of outputs that share memory with a source, with one another, or within."""
+def return_own_memory(graph: Graph) -> None:
+    """Copy outputs that share memory with a source, with one another, or within: they may be written into."""
+    *_, output = graph.nodes
+    taken: set[Node] = set()
 
-    def __init__(self, write: Rewriter) -> None:
-        self._write = write
-        self._taken: set[Node] = set()
-
-    def __call__(self, node: Node) -> Node:
-        like = self._write.like(node)
+    def owned(node: Node) -> Node:
+        like = node.meta.get("val")
         if not isinstance(like, Tensor):
             return node
-        owner = whose_memory(node)
-        if owner.op == "call_function" and owner not in self._taken and not overlaps(like):
-            self._taken.add(owner)
+        owner = _whose_memory(node)
+        if owner.op == "call_function" and owner not in taken and not _overlaps(like):
+            taken.add(owner)
             return node
-        new = self._write.graph.call_function(
-            aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-        )
-        new.meta["val"] = self._write.fake(like.shape, like)
+        contiguous: Any = {"memory_format": torch.contiguous_format}
+        with graph.inserting_before(output):
+            new = graph.call_function(aten.clone.default, (node,), contiguous)
+        new.meta["val"] = aten.clone.default(like, **contiguous)
         return new
 
+    output.args = (map_arg(output.args[0], owned),)
 
-def overlaps(like: Tensor) -> bool:
+
+def _overlaps(like: Tensor) -> bool:
     """Whether elements share their memory, so that they outnumber the places there are."""
     reach = sum((side - 1) * stride for side, stride in zip(like.shape, like.stride(), strict=True))
     return like.numel() > reach + 1
